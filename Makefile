@@ -1,0 +1,86 @@
+# Everything a person or CI does with this repository, as one word each: `make help`.
+# Environments are made on first use and again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV   := .venv
+PEERS  := .venv-peers
+BIN    := $(VENV)/bin
+
+# One torch thread per process: the tests run side by side, and sums keep their order.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Options for every pytest run, e.g. make test PYTEST_ARGS="-x -k risk -n 0"
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+PYTEST      := $(ONE_THREAD) $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # two installs into one environment at once would break it
+.PHONY: help demo test test-slow doctest lint format types imports docs bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- what there is to run -----------------------------------------------------------------------
+
+demo: $(VENV)/.stamp-package  ## train a small network on wine with ten wrong labels, and find them
+	$(BIN)/upweight demo wine
+
+test: $(VENV)/.stamp-dev  ## the fast tests
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# pytest exits with 5 when it selected no test; having no slow test is not a failure.
+test-slow: $(VENV)/.stamp-dev  ## the tests that take more than a few seconds each
+	$(PYTEST) -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+doctest: $(VENV)/.stamp-dev  ## the examples in docstrings, README.md and docs/*.md
+	$(PYTEST) --doctest-modules --doctest-glob='*.md' src README.md docs
+
+lint: $(VENV)/.stamp-dev  ## style, formatting, and the layering of the modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(VENV)/.stamp-dev  ## rewrite the files the way `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.stamp-dev  ## pyright, strict, on src
+	$(BIN)/pyright
+
+docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_build/html/index.html
+	$(ONE_THREAD) MPLBACKEND=agg $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(PEERS)/.stamp-peers  ## upweight and its peers side by side on wine, in an environment of its own
+	$(PEERS)/bin/python benchmarks/wine.py
+
+clean:  ## remove the environments and everything that was generated
+	rm -rf $(VENV) $(PEERS) build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# ---- environments -------------------------------------------------------------------------------
+
+WANTED := pyproject.toml constraints.txt
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(PEERS)/bin/python:
+	$(PYTHON) -m venv $(PEERS)
+
+# `|`: the interpreter must exist, but its date does not matter (it is a link to an older file).
+$(VENV)/.stamp-package: $(WANTED) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-package
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-package
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(PEERS)/.stamp-peers: $(WANTED) benchmarks/peers/requirements.txt | $(PEERS)/bin/python
+	$(PEERS)/bin/python -m pip install -c constraints.txt -e . -r benchmarks/peers/requirements.txt
+	@touch $@

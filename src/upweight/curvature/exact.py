@@ -1,0 +1,381 @@
+"""The three exact curvatures of L(θ) = 1/n Σ_i ℓ_i(θ), known by their products.
+
+    Hessian   ∇²L
+    GGN       1/n Σ_i J_iᵀ (∂²ℓ_i/∂f²) J_i         J_i = ∂f(x_i)/∂θ  (o, p)
+    Fisher    1/n Σ_i E_y[∇ℓ(f_i, y) ∇ℓ(f_i, y)ᵀ]
+
+Letters: n rows, b rows in a chunk, o numbers in one output, K roots per row, p parameters, k columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from upweight.autodiff import gradient, vjp
+from upweight.losses import (
+    OutputDistribution,
+    output_distribution,
+    output_hessian,
+    output_roots,
+)
+from upweight.operator import LinearOperator, wide
+from upweight.risk import Chunk, EmpiricalRisk
+
+__all__ = ["GGN", "Curvature", "Fisher", "Hessian"]
+
+# Tangents of all columns that go through a chunk together stay below this many bytes.
+COLUMN_BYTES = 256 * 2**20
+# Beyond this many output numbers a row's output Hessian is multiplied, never formed.
+ROOT_OUTPUTS = 512
+# Noise for sampled labels is drawn for blocks of rows at fixed places, whatever the chunks.
+NOISE_ROWS = 1024
+
+ChunkProduct = Callable[[Any, Chunk, Any], Any]  # (θ, chunk, tangents (k, …)) → (k, …) by name
+
+
+class Hessian(LinearOperator):
+    """∇²L(θ), the Hessian of the mean loss.
+
+    Symmetric, and indefinite away from a minimum: a damped inverse is then positive definite only for
+    a damping above the size of its most negative eigenvalue.
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+
+    Attributes
+    ----------
+    products
+        Matrix-vector products spent so far: passes over all rows, counted per column.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> risk = EmpiricalRisk(model, torch.nn.functional.mse_loss, (x, torch.zeros(2, 1)))
+    >>> Hessian(risk).dense()  # mean of 2x²
+    tensor([[10.]], dtype=torch.float64)
+    """
+
+    name = "hessian"
+
+    def __init__(self, risk: EmpiricalRisk) -> None:
+        super().__init__(risk.p, risk.dtype, risk.device)
+        self.risk = risk
+        self.products = 0
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        self.products += columns.shape[1]
+        return _chunked_product(self.risk, columns, self._chunk_product).to(self.dtype)
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        self.products += self.size
+        identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
+        dense = _chunked_product(self.risk, identity, self._chunk_product)
+        return (dense + dense.T) / 2
+
+    def _chunk_product(self, theta: Any, chunk: Chunk, tangents: Any) -> Any:
+        slope = gradient(lambda t: self.risk.batch_losses(t, chunk.batch).sum())
+        return self.risk.autodiff.pushforward(slope, theta, tangents)
+
+
+def _chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct) -> Tensor:
+    """1/n Σ over chunks of their products with columns (p, k), in `wide` precision."""
+    k = columns.shape[1]
+    per_column = 3 * risk.activation_bytes
+    # Small networks: many columns share one primal pass. Large ones: few columns, and the rows of a
+    # chunk fill the memory instead.
+    together = max(1, min(k, int(COLUMN_BYTES / (64 * per_column + 3 * risk.p * 8))))
+    total = torch.zeros(columns.shape, dtype=wide(risk.dtype, risk.device), device=risk.device)
+    with risk.model.evaluating():
+        theta = risk.model.parameters()
+        for chunk in risk.chunks(together * per_column):
+            for start in range(0, k, together):
+                block = columns[:, start : start + together]
+                part = product(theta, chunk, risk.model.unflatten(block.T))
+                total[:, start : start + together] += risk.model.flatten(part).T
+    return total / risk.n
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """1/n Σ_i J_iᵀ A_i J_i for curvatures A_i = S_i S_iᵀ of each row's loss in its output.
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+    root_count
+        K, the number of roots of one row.
+    roots
+        S for a chunk and its output (b, *o): (b, K, *o).
+    multiply
+        A u for a chunk, its output and u (k, b, *o).
+    """
+
+    risk: EmpiricalRisk
+    root_count: int
+    roots: Callable[[Chunk, Tensor], Tensor]
+    multiply: Callable[[Chunk, Tensor, Tensor], Tensor]
+
+    def product(self, columns: Tensor) -> Tensor:
+        """C V for columns (p, k): along J, through A, back along Jᵀ; one pass over the rows."""
+        risk = self.risk
+
+        def chunk_product(theta: Any, chunk: Chunk, tangents: Any) -> Any:
+            def outputs(t: Any) -> Tensor:
+                return risk.model(t, chunk.batch)
+
+            pushed = risk.autodiff.pushforward(outputs, theta, tangents)  # (k, b, *o)
+            curved = self.multiply(chunk, outputs(theta), pushed)
+            return risk.autodiff.pullback(outputs, theta, curved)
+
+        return _chunked_product(risk, columns, chunk_product)
+
+    def factor_rows(self) -> Iterator[Tensor] | None:
+        """R in blocks (b·K, p) with C = RᵀR, its rows S_iᵀJ_i/√n; None if the output is too wide."""
+        return None if self.root_count > ROOT_OUTPUTS else self._factor_rows()
+
+    def _factor_rows(self) -> Iterator[Tensor]:
+        risk = self.risk
+
+        def one(row: Any, root: Tensor) -> Any:
+            batch = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, row)
+            _, pullback = vjp(lambda t: risk.model(t, batch), theta)
+            return vmap(lambda s: pullback(s[None]))(root)
+
+        with risk.model.evaluating():
+            theta = risk.model.parameters()
+            row_bytes = 2 * risk.p * risk.dtype.itemsize + risk.activation_bytes
+            for chunk in risk.chunks(self.root_count * row_bytes):
+                root = self.roots(chunk, risk.model(theta, chunk.batch))
+                pulled = risk.autodiff.rows(one, chunk.batch, root, what="Jacobians of single rows")
+                yield risk.model.flatten(pulled).flatten(0, 1) / risk.n**0.5
+
+    def dense(self) -> Tensor:
+        """C (p, p) in `wide` precision."""
+        risk = self.risk
+        blocks = self.factor_rows()
+        if blocks is None:
+            return self.product(torch.eye(risk.p, dtype=risk.dtype, device=risk.device))
+        total = torch.zeros(risk.p, risk.p, dtype=wide(risk.dtype, risk.device), device=risk.device)
+        for rows in blocks:
+            total += rows.T @ rows
+        return total
+
+
+class GGN(LinearOperator):
+    """The generalised Gauss-Newton matrix 1/n Σ_i J_iᵀ (∂²ℓ_i/∂f²) J_i.
+
+    Positive semi-definite for every loss that is convex in the output f; equal to the Hessian where
+    f is linear in θ, and to the exact Fisher matrix for cross-entropy and squared error.
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not convex in the output, or is linear in it (as ``nll_loss`` is in
+        log-probabilities), so that the matrix would be meaningless or zero.
+
+    References
+    ----------
+    J. Martens, *New insights and perspectives on the natural gradient method*, JMLR 21 (2020), §8.
+    """
+
+    name = "ggn"
+
+    def __init__(self, risk: EmpiricalRisk) -> None:
+        super().__init__(risk.p, risk.dtype, risk.device)
+        self.risk = risk
+        self.products = 0
+        outputs = int(torch.Size(risk.output_shape).numel())
+        self.form = OutputForm(risk, outputs, self._roots, self._multiply)
+        self._check_convex()
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        self.products += columns.shape[1]
+        return self.form.product(columns).to(self.dtype)
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        self.products += self.form.root_count
+        return self.form.dense()
+
+    @property
+    def rank_bound(self) -> int:
+        """n·K, the number of rows of R in C = RᵀR."""
+        return self.risk.n * self.form.root_count
+
+    def factor_rows(self) -> Iterator[Tensor] | None:
+        """R in blocks (b·K, p) with C = RᵀR; None where the output is too wide for roots."""
+        self.products += self.form.root_count
+        return self.form.factor_rows()
+
+    def _roots(self, chunk: Chunk, output: Tensor) -> Tensor:
+        return self.risk.autodiff.rows(
+            lambda z, y: output_roots(self.risk.row_loss, z, y),
+            output,
+            self.risk.target(chunk.batch),
+            what="output Hessians",
+        )
+
+    def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
+        target = self.risk.target(chunk.batch)
+        slope = gradient(lambda z: self.risk.row_loss(z, target).sum())
+        return self.risk.autodiff.pullback(slope, output, pushed)  # symmetric
+
+    def _check_convex(self) -> None:
+        count = min(self.risk.n, 16)
+        probe = next(iter(self.risk.with_rows(self.risk.rows.subset(range(count))).chunks()))
+        with self.risk.model.evaluating():
+            output = self.risk.model(self.risk.model.parameters(), probe.batch)
+            if self.form.root_count > ROOT_OUTPUTS:
+                signs = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+                u = signs.to(output)
+                values = (u * self._multiply(probe, output, u[None])[0]).flatten(1).sum(1)
+            else:
+                hessians = self.risk.autodiff.rows(
+                    lambda z, y: output_hessian(self.risk.row_loss, z, y),
+                    output,
+                    self.risk.target(probe.batch),
+                    what="output Hessians",
+                )
+                values = torch.linalg.eigvalsh(hessians.to(self.dtype)).flatten()
+        largest = float(values.abs().max())
+        if largest == 0.0:
+            raise ValueError(
+                "the loss is linear in the model's output, so the GGN is zero. Leave the last "
+                "nonlinearity (log_softmax) to the loss, or use curvature='hessian' or 'fisher'"
+            )
+        if float(values.min()) < -1e-4 * largest:
+            raise ValueError(
+                "the GGN needs a loss that is convex in the model's output; this one has curvature "
+                f"{float(values.min()):.3g} there. Use curvature='hessian'"
+            )
+
+
+class Fisher(LinearOperator):
+    """The Fisher matrix 1/n Σ_i E_y[∇ℓ(f_i, y) ∇ℓ(f_i, y)ᵀ].
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+    kind
+        ``"exact"``: the expectation over the model's own distribution of labels, in closed form;
+        ``"sampled"``: one or several labels drawn from it per row; ``"empirical"``: the label that the
+        row has, which is no Fisher matrix but goes by the name.
+    samples, seed
+        For ``"sampled"``: labels per row, and the seed. The labels depend on the seed and the position
+        of a row, not on the batch size.
+    distribution
+        The distribution of labels; default: known for cross-entropy, binary cross-entropy and squared
+        error.
+
+    Notes
+    -----
+    A loss that averages over t positions of a row is −1/t times a log-likelihood; its Fisher matrix
+    is scaled by 1/t, so that it stays equal to the GGN.
+
+    References
+    ----------
+    F. Kunstner, L. Balles, P. Hennig, *Limitations of the empirical Fisher approximation* (2019), §2.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        kind: Literal["exact", "sampled", "empirical"] = "exact",
+        *,
+        samples: int = 1,
+        seed: int = 0,
+        distribution: OutputDistribution | None = None,
+    ) -> None:
+        super().__init__(risk.p, risk.dtype, risk.device)
+        self.risk = risk
+        self.products = 0
+        if kind not in ("exact", "sampled", "empirical"):
+            raise ValueError(
+                f"expected kind 'exact', 'sampled' or 'empirical' of Fisher; got {kind!r}"
+            )
+        if samples < 1:
+            raise ValueError(f"expected at least one sample per row; got {samples}")
+        self.kind = kind
+        self.samples = samples
+        self.seed = seed
+        self.name = f"fisher-{kind}"
+        found = distribution or output_distribution(risk.loss)
+        if found is None and kind != "empirical":
+            raise ValueError(
+                f"the distribution of labels behind this loss is not known, so Fisher {kind!r} is "
+                "not defined. Pass distribution=, or use kind='empirical' or curvature='ggn'"
+            )
+        self.distribution = found
+        outputs = int(torch.Size(risk.output_shape).numel())
+        count = {"empirical": 1, "sampled": samples, "exact": outputs}[kind]
+        self.form = OutputForm(risk, count, self._roots, self._multiply)
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        self.products += columns.shape[1]
+        return self.form.product(columns).to(self.dtype)
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        self.products += self.form.root_count
+        return self.form.dense()
+
+    @property
+    def rank_bound(self) -> int:
+        """n·K, the number of rows of R in C = RᵀR."""
+        return self.risk.n * self.form.root_count
+
+    def factor_rows(self) -> Iterator[Tensor] | None:
+        """R in blocks (b·K, p) with C = RᵀR; None where the output is too wide for roots."""
+        self.products += self.form.root_count
+        return self.form.factor_rows()
+
+    def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
+        roots = self._roots(chunk, output).flatten(2)  # (b, K, o)
+        inner = torch.einsum("bro,kbo->kbr", roots, pushed.flatten(2))
+        return torch.einsum("bro,kbr->kbo", roots, inner).reshape(pushed.shape)
+
+    def _roots(self, chunk: Chunk, output: Tensor) -> Tensor:
+        if self.kind == "empirical":
+            target = self.risk.target(chunk.batch)
+            return gradient(lambda z: self.risk.row_loss(z, target).sum())(output)[:, None]
+        assert self.distribution is not None
+        if self.kind == "exact":
+            return vmap(self.distribution.roots)(output)
+        draws = [
+            vmap(self.distribution.sampled_root)(output, self._noise(chunk, output, s))
+            for s in range(self.samples)
+        ]
+        return torch.stack(draws, dim=1) / self.samples**0.5
+
+    def _noise(self, chunk: Chunk, output: Tensor, sample: int) -> Tensor:
+        """Noise for rows start … stop - 1, the same whatever the chunk."""
+        assert self.distribution is not None
+        first, last = chunk.start // NOISE_ROWS, (chunk.stop - 1) // NOISE_ROWS
+        shape = output[:1].expand(NOISE_ROWS, *output.shape[1:])
+        blocks: list[Tensor] = []
+        for block in range(first, last + 1):
+            entropy = np.random.SeedSequence((self.seed, sample, block))
+            generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
+            blocks.append(self.distribution.noise(shape, generator))
+        offset = chunk.start - first * NOISE_ROWS
+        return torch.cat(blocks)[offset : offset + len(chunk)]
+
+
+Curvature = Hessian | GGN | Fisher

@@ -1,0 +1,225 @@
+"""(A + λI)⁻¹ by factorisation, exact to round-off.
+
+    A + λI = L Lᵀ                  Cholesky, where it is positive definite
+    A = Q diag(s) Qᵀ               eigenvalues, where it is not: X = Q (Qᵀ B / (s + λ))
+    A = RᵀR, R (r, p), r < p       the smaller side (Woodbury): X = (B − Rᵀ(RRᵀ + λI)⁻¹ R B) / λ
+
+All in float64, where a matrix from float32 products loses nothing more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from upweight.inverse.certificate import (
+    Certificate,
+    IndefiniteCurvatureWarning,
+    relative_residuals,
+)
+from upweight.operator import Dense, Gram, LinearOperator, wide
+
+__all__ = ["DirectFactors", "DirectInverse"]
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """An operator A = RᵀR that can give its rows R."""
+
+    @property
+    def rank_bound(self) -> int:
+        """The number of rows of R."""
+        ...
+
+    def factor_rows(self) -> Iterator[Tensor] | None:
+        """Blocks of rows of R."""
+        ...
+
+
+class DirectInverse(LinearOperator):
+    """(A + λI)⁻¹ from a factorisation, with the residual of every solve in `certificate`."""
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        damping: float,
+        solve: Callable[[Tensor], Tensor],
+        certificate: Certificate,
+    ) -> None:
+        super().__init__(operator.size, operator.dtype, operator.device)
+        self.operator = operator
+        self.damping = damping
+        self.certificate = certificate
+        self._solve = solve
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        solution = self._solve(columns)
+        residual = self.operator @ solution + self.damping * solution - columns
+        self.certificate.add(relative_residuals(residual, columns))
+        return solution
+
+
+class DirectFactors:
+    """What a direct inverse keeps of A for every damping: the matrix, or its rows R, or eigenvalues.
+
+    Parameters
+    ----------
+    operator
+        A. If it offers rows R with A = RᵀR (as the GGN does) and they are fewer than p, the r × r
+        matrix RRᵀ is factorised instead of A.
+
+    Raises
+    ------
+    MemoryError
+        If the matrix would not fit into the machine's memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> factors = DirectFactors(Dense(torch.tensor([[2.0, 0.0], [0.0, 4.0]])))
+    >>> factors.inverse(1.0) @ torch.tensor([3.0, 5.0])
+    tensor([1., 1.], dtype=torch.float64)
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        p = operator.size
+        kind = wide(operator.dtype, operator.device)
+        rank = operator.rank_bound if isinstance(operator, Factored) else p
+        _check_memory(p, min(rank, p), kind, operator.device)
+        blocks = cast(Factored, operator).factor_rows() if rank < p else None
+        if blocks is None:
+            self.operator: LinearOperator = Dense(_finite(operator.dense()))
+        else:
+            self.operator = Gram(_finite(torch.cat([b.to(kind) for b in blocks])))
+        self.products = int(getattr(operator, "products", 0))
+        self._eigen: tuple[Tensor, Tensor] | None = None
+        self._inner: Tensor | None = None
+
+    def inverse(self, damping: float) -> DirectInverse:
+        """(A + damping · I)⁻¹.
+
+        Raises
+        ------
+        ValueError
+            If the damping is negative or not finite, or A + λI is singular to working precision.
+
+        Warns
+        -----
+        IndefiniteCurvatureWarning
+            If A + λI has negative eigenvalues. The inverse is exact all the same.
+        """
+        check_damping(damping)
+        certificate = Certificate("direct", damping, self.operator.size, products=self.products)
+        if isinstance(self.operator, Gram):
+            solve = self._solve_small_side(self.operator.rows, damping, certificate)
+        else:
+            solve = self._solve_cholesky(damping, certificate) or self._solve_eigen(
+                damping, certificate
+            )
+        return DirectInverse(self.operator, damping, solve, certificate)
+
+    def _solve_small_side(
+        self, rows: Tensor, damping: float, certificate: Certificate
+    ) -> Callable[[Tensor], Tensor]:
+        if damping == 0.0:
+            raise ValueError(
+                f"A has rank at most {rows.shape[0]} < {rows.shape[1]} parameters, so A + 0·I is "
+                "singular. Choose a damping above 0"
+            )
+        if self._inner is None:
+            self._inner = rows @ rows.T
+        shifted = self._inner.clone()
+        shifted.diagonal().add_(damping)
+        factor = torch.linalg.cholesky(shifted)
+        certificate.facts["factorisation"] = f"Cholesky of the smaller side, {len(rows)} rows"
+
+        def solve(columns: Tensor) -> Tensor:
+            inner = torch.cholesky_solve(rows @ columns, factor)
+            return (columns - rows.T @ inner) / damping
+
+        return solve
+
+    def _solve_cholesky(
+        self, damping: float, certificate: Certificate
+    ) -> Callable[[Tensor], Tensor] | None:
+        matrix = cast(Dense, self.operator).matrix
+        shifted = matrix.clone()
+        shifted.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        pivots = factor.diagonal().square()
+        precision = torch.finfo(matrix.dtype).eps * len(matrix)
+        if int(failed) or float(pivots.min()) <= precision * float(pivots.max()):
+            return None
+        certificate.facts["factorisation"] = "Cholesky: positive definite"
+        return lambda columns: torch.cholesky_solve(columns, factor)
+
+    def _solve_eigen(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
+        matrix = cast(Dense, self.operator).matrix
+        if self._eigen is None:
+            values, vectors = torch.linalg.eigh(matrix)
+            self._eigen = (values, vectors)
+        values, vectors = self._eigen
+        shifted = values + damping
+        smallest, largest = float(shifted.abs().min()), float(shifted.abs().max())
+        if smallest <= torch.finfo(matrix.dtype).eps * len(matrix) * largest:
+            raise ValueError(
+                f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, against "
+                f"{largest:.1e} at the top. Choose a larger damping"
+            )
+        negative = int((shifted < 0).sum())
+        certificate.facts["factorisation"] = "eigenvalues"
+        certificate.facts["negative eigenvalues"] = negative
+        certificate.facts["smallest eigenvalue"] = f"{float(shifted.min()):.3g}"
+        if negative:
+            certificate.notes.append("A + λI is indefinite")
+            warnings.warn(
+                f"A + {damping:g}·I is indefinite: {negative} of its {len(values)} eigenvalues are "
+                f"negative, the lowest {float(shifted.min()):.3g}. Scores are exact for this matrix "
+                "but need not predict retraining; the GGN is never negative, nor is the Hessian with "
+                f"a damping above {-float(values[0]):.3g}",
+                IndefiniteCurvatureWarning,
+                stacklevel=4,
+            )
+        return lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None])
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is not a finite number ≥ 0."""
+    if not 0.0 <= damping < float("inf"):
+        raise ValueError(f"expected a damping λ ≥ 0; got {damping}")
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            "the curvature is not finite (NaN or inf): the loss or an activation overflows at some "
+            "row. Try float64, or another curvature"
+        )
+    return tensor
+
+
+def _check_memory(p: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
+    """A direct inverse holds the matrix and its factor at the same time."""
+    needed = 2.5 * rank * p * dtype.itemsize
+    there = _memory(device)
+    if there and needed > 0.9 * there:
+        raise MemoryError(
+            f"a direct inverse for {p:,} parameters needs about {needed / 2**30:.1f} GiB of "
+            f"{there / 2**30:.1f} GiB. Choose fewer parameters (parameters='head.*')"
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes of memory on a device, where it can be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import os
+
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,294 @@
+"""Influence scores with row names, the meaning of their sign, and where they come from.
+
+A score is positive where the training row helps: up-weighting it lowers the test loss.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from upweight.stream import ZarrSink, atomic_directory
+
+__all__ = ["SIGN", "RowScores", "Scores"]
+
+SIGN = (
+    "positive = the training row helps (up-weighting it lowers the test loss), negative = it harms"
+)
+SIGN_PERTURBATION = "positive = increasing this feature of the training row lowers the test loss, negative = raises it"
+FORMAT = 1
+
+
+class RowScores:
+    """One score per training row: a mean over test rows, or a self-influence.
+
+    Parameters
+    ----------
+    values
+        (n,), or (n, \\*x) for ``mode="perturbation"``.
+    names
+        The n names of the training rows.
+    provenance
+        How the scores came about: method, curvature, damping, mode, versions, certificate.
+    meaning
+        What a positive and a negative value say.
+
+    Examples
+    --------
+    >>> import pandas as pd, torch
+    >>> scores = RowScores(torch.tensor([0.5, -2.0, 0.1]), pd.Index(["a", "b", "c"]))
+    >>> scores.top(1, harmful=True)
+      row  score  rank
+    0   b   -2.0     1
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        names: pd.Index,
+        provenance: dict[str, Any] | None = None,
+        meaning: str = SIGN,
+    ) -> None:
+        self.values = values
+        self.names = names
+        self.provenance = provenance or {}
+        self.meaning = meaning
+
+    def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
+        """The k highest scores, or with ``harmful=True`` the k lowest, as row, score, rank."""
+        values = _ranked_values(self.values, 1)
+        order = torch.argsort(values, descending=not harmful, stable=True)[:k]
+        return pd.DataFrame(
+            {
+                "row": self.names[order.numpy()],
+                "score": values[order].numpy(),
+                "rank": np.arange(1, len(order) + 1),
+            }
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per training row; one column ``score``, or one per feature."""
+        values = self.values.reshape(len(self.values), -1).numpy()
+        columns = ["score"] if self.values.ndim == 1 else range(values.shape[1])
+        return pd.DataFrame(values, index=self.names, columns=pd.Index(columns))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values.numpy(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.values.shape))
+        lines = [f"<RowScores of {shape} training rows{_told(self.provenance)}>", self.meaning]
+        if self.values.ndim == 1:
+            k = min(3, len(self))
+            lines.append("lowest:  " + _few(self.top(k, harmful=True)))
+            lines.append("highest: " + _few(self.top(k)))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        caption = (
+            f"{html.escape(_told(self.provenance).strip(' ,'))}<br>{html.escape(self.meaning)}"
+        )
+        if self.values.ndim != 1:
+            return f"<p>RowScores {tuple(self.values.shape)}<br>{caption}</p>"
+        return f"<p>{caption}</p>" + self.top(10, harmful=True).to_html(index=False, escape=True)
+
+
+class Scores:
+    """Influence of n training rows on m test rows.
+
+    Parameters
+    ----------
+    values
+        (m, n), or (m, n, \\*x) for ``mode="perturbation"``: a tensor, or a zarr array on disk.
+    test_names, train_names
+        m and n row names.
+    provenance
+        How the scores came about: method, curvature, damping, mode, versions, certificate.
+
+    Notes
+    -----
+    ``values[j, i]`` is g_test[j]ᵀ (C + λI)⁻¹ g_train[i]: positive where row i helps test row j. Leaving
+    row i out of n training rows changes the loss of test row j by about ``values[j, i] / n``.
+
+    Examples
+    --------
+    >>> import pandas as pd, torch
+    >>> names = pd.Index(["a", "b"])
+    >>> scores = Scores(torch.tensor([[1.0, -3.0], [2.0, 1.0]]), pd.Index(["t", "u"]), names)
+    >>> scores.mean().values
+    tensor([ 1.5000, -1.0000])
+    >>> scores.top(1)
+      test_row train_row  score  rank
+    0        t         a    1.0     1
+    1        u         a    2.0     1
+    """
+
+    def __init__(
+        self,
+        values: Any,
+        test_names: pd.Index,
+        train_names: pd.Index,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        expected = (len(test_names), len(train_names))
+        if tuple(values.shape[:2]) != expected:
+            raise ValueError(
+                f"expected values of shape {expected} for these names; got {tuple(values.shape)}"
+            )
+        self.values = values
+        self.test_names = test_names
+        self.train_names = train_names
+        self.provenance = provenance or {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, n, …)."""
+        return tuple(int(s) for s in self.values.shape)
+
+    @property
+    def meaning(self) -> str:
+        """What a positive and a negative score say."""
+        return SIGN if len(self.shape) == 2 else SIGN_PERTURBATION
+
+    def blocks(self, rows: int = 256) -> Iterator[tuple[int, Tensor]]:
+        """Values of consecutive test rows in memory: (first test row, (b, n, …))."""
+        for start in range(0, self.shape[0], rows):
+            block = self.values[start : start + rows]
+            yield start, block if isinstance(block, Tensor) else torch.from_numpy(np.asarray(block))
+
+    def mean(self) -> RowScores:
+        """The mean over test rows: one score per training row, low where it harms on average."""
+        total = sum(block.to(torch.float64).sum(0) for _, block in self.blocks())
+        assert isinstance(total, Tensor)
+        dtype = next(self.blocks(1))[1].dtype
+        mean = (total / self.shape[0]).to(dtype)
+        return RowScores(
+            mean, self.train_names, {**self.provenance, "reduced": "mean"}, self.meaning
+        )
+
+    def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
+        """For every test row the k training rows that help it most, or with ``harmful=True`` harm it.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``test_row``, ``train_row``, ``score``, ``rank`` (from 1).
+        """
+        k = min(k, self.shape[1])
+        frames: list[pd.DataFrame] = []
+        for start, block in self.blocks():
+            values = _ranked_values(block, 2)
+            order = torch.argsort(values, dim=1, descending=not harmful, stable=True)[:, :k]
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "test_row": self.test_names[start : start + len(block)].repeat(k),
+                        "train_row": self.train_names[order.flatten().numpy()],
+                        "score": values.gather(1, order).flatten().numpy(),
+                        "rank": np.tile(np.arange(1, k + 1), len(block)),
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Test rows down, training rows across."""
+        values = _ranked_values(torch.cat([b for _, b in self.blocks()]), 2)
+        return pd.DataFrame(values.numpy(), index=self.test_names, columns=self.train_names)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a directory with ``values`` (zarr), the names (parquet) and ``meta.json``."""
+        with atomic_directory(path) as folder:
+            dtype = next(self.blocks(1))[1].dtype
+            sink = ZarrSink(folder / "values", self.shape, dtype)
+            for start, block in self.blocks():
+                sink.write(slice(start, start + len(block)), slice(0, self.shape[1]), block)
+            write_meta(folder, self.test_names, self.train_names, self.provenance)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Open what `save` or ``scores(…, to=path)`` has written; values are read lazily."""
+        import zarr
+
+        folder = Path(path)
+        if not (folder / "meta.json").is_file():
+            raise FileNotFoundError(f"no scores at {folder}: expected a directory with meta.json")
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder} has scores of format {meta.get('format')}; this version reads {FORMAT}"
+            )
+        return cls(
+            zarr.open_array(store=os.fspath(folder / "values"), mode="r"),
+            _read_names(folder / "test.parquet"),
+            _read_names(folder / "train.parquet"),
+            meta["provenance"],
+        )
+
+    def __repr__(self) -> str:
+        m, n = self.shape[:2]
+        where = "" if isinstance(self.values, Tensor) else ", on disk"
+        what = f"<Scores of {n} training rows on {m} test rows{_told(self.provenance)}{where}>"
+        return f"{what}\n{self.meaning}"
+
+    def _repr_html_(self) -> str:
+        m, n = self.shape[:2]
+        told = f"{n} training rows on {m} test rows{_told(self.provenance)}"
+        head = f"<p>{html.escape(told)}<br>{html.escape(self.meaning)}</p>"
+        if len(self.shape) > 2:
+            return head
+        return (
+            head
+            + "<p>Most harmful on average:</p>"
+            + self.mean().top(10, harmful=True).to_html(index=False, escape=True)
+        )
+
+
+def write_meta(
+    folder: Path, test_names: pd.Index, train_names: pd.Index, provenance: dict[str, Any]
+) -> None:
+    """Names and provenance beside the values, as `Scores.load` reads them."""
+    for name, index in (("test", test_names), ("train", train_names)):
+        pd.DataFrame({"name": index}).to_parquet(folder / f"{name}.parquet")
+    meta = {"format": FORMAT, "sign": SIGN, "provenance": provenance}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def _read_names(path: Path) -> pd.Index:
+    return pd.Index(pd.read_parquet(path)["name"], name="row")
+
+
+def _ranked_values(values: Tensor, ndim: int) -> Tensor:
+    if values.ndim != ndim:
+        raise ValueError(
+            "scores of mode='perturbation' have one number per feature, so rows have no rank; "
+            f"reduce the features first: got shape {tuple(values.shape)}"
+        )
+    return values
+
+
+def _told(provenance: dict[str, Any]) -> str:
+    """', mode up, direct on ggn, damping 0.1' — as much of it as is known."""
+    parts = [f"mode {provenance['mode']}"] if "mode" in provenance else []
+    if "method" in provenance:
+        parts.append(f"{provenance['method']} on {provenance.get('curvature')}")
+    if "damping" in provenance:
+        parts.append(f"damping {provenance['damping']:g}")
+    return "".join(f", {part}" for part in parts)
+
+
+def _few(top: pd.DataFrame) -> str:
+    return ", ".join(f"{r} ({s:.3g})" for r, s in zip(top["row"], top["score"], strict=True))

@@ -1,0 +1,112 @@
+"""Blocks of numbers on their way to memory or to disk. On disk everything appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ArraySink", "Sink", "ZarrSink", "atomic_directory", "atomic_write"]
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Generator[Path]:
+    """A fresh directory to write into, which takes its name `path` when the block ends well.
+
+    After an error `path` is as it was, and nothing is left beside it.
+
+    Raises
+    ------
+    FileExistsError
+        If something is at `path` already, and it is not to be replaced.
+    """
+    final = Path(path)
+    if final.exists() and not replace:
+        raise FileExistsError(f"{final} exists already: choose another path, or remove it first")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+        if final.exists():  # a directory cannot be replaced in one step, only moved away
+            os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
+    """A path to write one file to, which replaces `path` when the block ends well."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Sink(Protocol):
+    """A matrix (m, n, …) that is filled block by block."""
+
+    def write(self, rows: slice, columns: slice, block: Tensor) -> None:
+        """Set the block at these test rows and training columns."""
+        ...
+
+    def finish(self) -> Any:
+        """The whole: a tensor, or an array that is read lazily."""
+        ...
+
+
+class ArraySink:
+    """A matrix in memory."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self._values = torch.empty(tuple(shape), dtype=dtype)
+
+    def write(self, rows: slice, columns: slice, block: Tensor) -> None:
+        """Set the block at these test rows and training columns."""
+        self._values[rows, columns] = block.to("cpu", self._values.dtype)
+
+    def finish(self) -> Tensor:
+        """The tensor."""
+        return self._values
+
+
+class ZarrSink:
+    """A matrix in a zarr array on disk; only the chunks at hand are in memory."""
+
+    # About 8 MB a chunk in float64, long in the training rows: that is how they are read.
+    CHUNK = (256, 4096)
+
+    def __init__(
+        self, path: str | os.PathLike[str], shape: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        import zarr
+
+        kind = np.dtype(str(dtype).removeprefix("torch."))
+        chunks = (min(self.CHUNK[0], shape[0]), min(self.CHUNK[1], shape[1]), *shape[2:])
+        # Scores hardly compress, and reading uncompressed chunks is a plain copy.
+        self._array = zarr.create_array(
+            store=os.fspath(path), shape=tuple(shape), chunks=chunks, dtype=kind, compressors=None
+        )
+
+    def write(self, rows: slice, columns: slice, block: Tensor) -> None:
+        """Set the block at these test rows and training columns."""
+        self._array[rows, columns] = block.cpu().numpy().astype(self._array.dtype, copy=False)
+
+    def finish(self) -> Any:
+        """The zarr array."""
+        return self._array

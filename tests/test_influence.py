@@ -1,0 +1,243 @@
+"""Scores against the dense float64 reference, over the table of cases."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+import upweight as uw
+from cases import CASES, Case, make
+from reference import Reference
+
+DAMPING = 0.05
+RTOL = {torch.float64: 1e-10, torch.float32: 2e-6}
+
+
+def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert got.shape == wanted.shape
+    return float((got.double() - wanted).norm() / wanted.norm())
+
+
+def fitted(case: Case, curvature: str = "ggn", batch_size: int | None = None) -> uw.Influence:
+    influence = uw.Influence(
+        case.model,
+        case.loss,
+        curvature=curvature,
+        damping=DAMPING,
+        batch_size=batch_size,
+        **case.options,
+    )
+    return influence.fit(case.train)
+
+
+@pytest.mark.filterwarnings("ignore::upweight.IndefiniteCurvatureWarning")
+@pytest.mark.parametrize("curvature", ["hessian", "ggn", "fisher"])
+def test_up_equals_reference(case: Case, curvature: str) -> None:
+    wanted = Reference(case).influence(curvature, DAMPING)
+    scores = fitted(case, curvature).scores(case.test)
+    assert error(scores.values, wanted) < RTOL[torch.float64]
+
+
+@pytest.mark.filterwarnings("ignore::upweight.IndefiniteCurvatureWarning")
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_up_equals_reference_in_float32(case32: Case, curvature: str) -> None:
+    wanted = Reference(case32).influence(curvature, DAMPING)
+    scores = fitted(case32, curvature).scores(case32.test)
+    assert scores.values.dtype == torch.float32
+    # Float32 gradients of an ill-conditioned case carry their own round-off through the solve.
+    assert error(scores.values, wanted) < 2e-5
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"embedding"}))
+def test_perturbation_equals_reference(name: str) -> None:
+    case = make(name)
+    options = dict(case.options)
+    if name == "dict_batches":
+        options["features"] = case.features
+    influence = uw.Influence(case.model, case.loss, damping=DAMPING, **options).fit(case.train)
+    scores = influence.scores(case.test, mode="perturbation")
+    assert error(scores.values, Reference(case).perturbation("ggn", DAMPING)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "batch_norm_and_dropout", "dict_batches"])
+@pytest.mark.parametrize("mode", ["up", "perturbation"])
+def test_batch_size_never_changes_a_result(name: str, mode: str) -> None:
+    case = make(name)
+    options = dict(case.options)
+    if name == "dict_batches":
+        options["features"] = case.features
+
+    def scores(batch_size: int | None) -> torch.Tensor:
+        influence = uw.Influence(
+            case.model, case.loss, damping=DAMPING, batch_size=batch_size, **options
+        )
+        return influence.fit(case.train).scores(case.test, mode=mode).values
+
+    whole = scores(None)
+    for batch_size in range(1, case.n + 2):
+        assert error(scores(batch_size), whole) < 1e-12
+
+
+def test_row_order_only_reorders_columns() -> None:
+    case = make("mlp")
+    order = torch.randperm(case.n, generator=torch.Generator().manual_seed(0))
+    plain = fitted(case).scores(case.test).values
+    case.train = tuple(t[order] for t in case.train)
+    assert error(fitted(case).scores(case.test).values, plain[:, order]) < 1e-12
+
+
+def test_loader_data_set_and_tensors_agree() -> None:
+    case = make("mlp")
+    dataset = TensorDataset(*case.train)
+    as_list = [dataset[i] for i in range(len(dataset))]
+    wanted = fitted(case).scores(case.test).values
+    for train in (
+        dataset,
+        as_list,
+        DataLoader(dataset, batch_size=4, shuffle=True, drop_last=True),
+        DataLoader(as_list, batch_size=3, collate_fn=lambda rows: default_collate(list(rows))),
+    ):
+        influence = uw.Influence(case.model, case.loss, damping=DAMPING).fit(train)
+        assert error(influence.scores(case.test).values, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["up", "perturbation"])
+def test_mean_scores_are_the_mean_of_scores(mode: str) -> None:
+    case = make("mlp")
+    influence = fitted(case)
+    assert (
+        error(
+            influence.mean_scores(case.test, mode=mode).values,
+            influence.scores(case.test, mode=mode).mean().values,
+        )
+        < 1e-12
+    )
+    assert influence.certificate.columns == 1 + case.m
+
+
+def test_mean_scores_need_one_solve() -> None:
+    case = make("mlp")
+    influence = fitted(case)
+    influence.mean_scores(case.test)
+    assert influence.certificate.columns == 1
+
+
+def test_self_influence_is_the_diagonal() -> None:
+    case = make("mlp")
+    influence = fitted(case)
+    values = influence.scores(case.train).values.diagonal()
+    assert error(influence.self_influence().values, values) < 1e-12
+
+
+def test_other_training_rows_keep_the_curvature() -> None:
+    case = make("mlp")
+    influence = fitted(case)
+    whole = influence.scores(case.test).values
+    part = influence.scores(case.test, tuple(t[2:5] for t in case.train)).values
+    assert error(part, whole[:, 2:5]) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::upweight.IndefiniteCurvatureWarning")
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_new_damping_needs_no_new_fit(curvature: str) -> None:
+    case = make("regression")
+    influence = fitted(case, curvature)
+    products = influence.certificate.products
+    influence.damping = 2.0
+    assert influence.certificate.products == products
+    wanted = Reference(case).influence(curvature, 2.0)
+    assert error(influence.scores(case.test).values, wanted) < 1e-10
+
+
+def test_scores_on_disk_are_those_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make("mlp")
+    influence = fitted(case, batch_size=4)
+    # three test gradients at once, so that blocks of test rows are really used
+    monkeypatch.setattr("upweight.influence.SOLVED_BYTES", 3 * 3 * 8 * influence._fitted()[1].p)
+    wanted = fitted(case).scores(case.test).values
+    assert error(influence.scores(case.test).values, wanted) < 1e-12
+    stored = influence.scores(case.test, to=tmp_path / "scores")
+    assert error(torch.from_numpy(stored.values[:]), wanted) < 1e-12
+    assert [p.name for p in tmp_path.iterdir()] == ["scores"]
+
+
+def test_the_sign_is_that_of_retraining() -> None:
+    """Leaving row i out changes the test loss by I[j, i]/n: checked by leaving it out."""
+    torch.manual_seed(0)
+    n, damping = 40, 0.1
+    x, xt = torch.randn(n, 3).double(), torch.randn(9, 3).double()
+    w = torch.randn(3, 1).double()
+    y, yt = x @ w + 0.5 * torch.randn(n, 1).double(), xt @ w
+
+    def solve(keep: torch.Tensor) -> torch.Tensor:
+        """argmin 1/n Σ_{kept} (xw − y)² + λ/2 ‖w‖², with the full n."""
+        a = 2 * x[keep].T @ x[keep] / n + damping * torch.eye(3).double()
+        return torch.linalg.solve(a, 2 * x[keep].T @ y[keep] / n)
+
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    everything = torch.ones(n, dtype=torch.bool)
+    with torch.no_grad():
+        model.weight.copy_(solve(everything).T)
+    loss = torch.nn.functional.mse_loss
+    influence = uw.Influence(model, loss, damping=damping).fit((x, y))
+    predicted = influence.scores((xt, yt)).values / n
+    actual = torch.empty_like(predicted)
+    for i in range(n):
+        keep = everything.clone()
+        keep[i] = False
+        before = (xt @ solve(everything) - yt).square()[:, 0]
+        actual[:, i] = (xt @ solve(keep) - yt).square()[:, 0] - before
+    slope = (predicted * actual).sum() / predicted.square().sum()
+    correlation = torch.corrcoef(torch.stack([predicted.flatten(), actual.flatten()]))[0, 1]
+    assert correlation > 0.98
+    assert 0.9 < slope < 1.2
+
+
+def test_the_model_is_not_touched() -> None:
+    case = make("batch_norm_and_dropout")
+    case.model.train()
+    case.model[3].eval()  # a mixed state must come back mixed
+    hooks: list[int] = []
+    case.model.register_forward_hook(lambda *_: hooks.append(1))
+    before = copy.deepcopy(case.model.state_dict())
+    modes = [module.training for module in case.model.modules()]
+    influence = fitted(case)
+    influence.scores(case.test)
+    with pytest.raises(ValueError, match="row"):
+        influence.scores((case.test[0] * float("nan"), case.test[1]))
+    assert [module.training for module in case.model.modules()] == modes
+    assert all(torch.equal(before[k], v) for k, v in case.model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in case.model.parameters())
+    assert len(case.model._forward_hooks) == 1
+
+
+def test_a_model_that_changed_after_fit_is_refused() -> None:
+    case = make("mlp")
+    influence = fitted(case)
+    with torch.no_grad():
+        case.model[0].weight.data.add_(1e-3)  # past autograd's version counter
+    with pytest.raises(RuntimeError, match="changed since fit"):
+        influence.scores(case.test)
+
+
+def test_parameters_by_name() -> None:
+    case = make("mlp")
+    head = uw.Influence(case.model, case.loss, damping=DAMPING, parameters="2.*").fit(case.train)
+    case.model[0].requires_grad_(False)
+    wanted = Reference(case).influence("ggn", DAMPING)
+    assert error(head.scores(case.test).values, wanted) < 1e-10
+
+
+def test_low_precision_accumulates_in_float32() -> None:
+    case = make("linear_no_bias", torch.float32)
+    wanted = fitted(case).scores(case.test).values.double()
+    case.model.to(torch.bfloat16)
+    got = fitted(case).scores(case.test).values
+    assert got.dtype == torch.float32
+    assert error(got, wanted) < 0.05

@@ -28,6 +28,7 @@ class Reference:
     case: Case
 
     def __post_init__(self) -> None:
+        self.known: dict[str, Tensor] = {}
         self.model = copy.deepcopy(self.case.model).double().eval()
         self.theta = [p for p in self.model.parameters() if p.requires_grad]
         self.train = tree_map(to_double, self.case.train)
@@ -97,6 +98,11 @@ class Reference:
         return gradients.T @ gradients / self.case.n
 
     def curvature(self, kind: str) -> Tensor:
+        if kind not in self.known:
+            self.known[kind] = self._curvature(kind)
+        return self.known[kind]
+
+    def _curvature(self, kind: str) -> Tensor:
         return {
             "hessian": self.hessian,
             "ggn": self.ggn,

@@ -5,6 +5,7 @@ Letters: b rows in a batch, o numbers in the output of one row, c classes, t pos
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,7 +84,10 @@ def _find_reduction(loss: Callable[[Any, Any], Tensor], output: Tensor, target: 
 
 
 def _call(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> Tensor:
-    value = loss(output, target)
+    with warnings.catch_warnings():
+        # Torch warns when output and target are broadcast; here that ends in an error of its own.
+        warnings.simplefilter("ignore", UserWarning)
+        value = loss(output, target)
     if not isinstance(value, Tensor):
         raise TypeError(f"expected the loss to return a Tensor; got {type(value).__name__}")
     return value

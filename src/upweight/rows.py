@@ -95,8 +95,9 @@ class Rows:
 
 
 def _row_names(names: Any, length: int) -> pd.Index:
-    if isinstance(names, tuple | list) and names and hasattr(names[0], "index"):
-        names = names[0]  # (x, y) as pandas objects
+    if isinstance(names, tuple | list) and names:
+        first = cast("Sequence[Any]", names)[0]
+        names = first if isinstance(first, pd.DataFrame | pd.Series) else names
     if isinstance(names, pd.DataFrame | pd.Series):
         names = names.index
     elif isinstance(names, (Dataset, DataLoader, Tensor, Mapping)) or _is_batch(names):

@@ -262,7 +262,9 @@ def write_meta(
 ) -> None:
     """Names and provenance beside the values, as `Scores.load` reads them."""
     for name, index in (("test", test_names), ("train", train_names)):
-        pd.DataFrame({"name": index}).to_parquet(folder / f"{name}.parquet")
+        # A column of a table has one type, an index may have several.
+        column = index.map(str) if index.inferred_type.startswith("mixed") else index
+        pd.DataFrame({"name": column}).to_parquet(folder / f"{name}.parquet")
     meta = {"format": FORMAT, "sign": SIGN, "provenance": provenance}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 

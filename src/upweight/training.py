@@ -196,7 +196,7 @@ def _step(model: nn.Module, loss: Any, optimizer: Optimizer, batch: Any, epoch: 
     value = loss(default_forward(model, batch), default_target(batch)).mean()
     if not bool(torch.isfinite(value)):
         raise FloatingPointError(
-            f"the loss is {float(value)} in epoch {epoch}: the training diverged. Lower the learning "
+            f"the loss is {value.item()} in epoch {epoch}: the training diverged. Lower the learning "
             "rate, or look for extreme values in the features"
         )
     value.backward()

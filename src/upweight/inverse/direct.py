@@ -151,8 +151,7 @@ class DirectFactors:
         shifted.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(shifted)
         pivots = factor.diagonal().square()
-        precision = torch.finfo(matrix.dtype).eps * len(matrix)
-        if int(failed) or float(pivots.min()) <= precision * float(pivots.max()):
+        if int(failed) or float(pivots.min()) <= _precision(matrix) * float(pivots.max()):
             return None
         certificate.facts["factorisation"] = "Cholesky: positive definite"
         return lambda columns: torch.cholesky_solve(columns, factor)
@@ -165,7 +164,7 @@ class DirectFactors:
         values, vectors = self._eigen
         shifted = values + damping
         smallest, largest = float(shifted.abs().min()), float(shifted.abs().max())
-        if smallest <= torch.finfo(matrix.dtype).eps * len(matrix) * largest:
+        if smallest <= _precision(matrix) * largest:
             raise ValueError(
                 f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, against "
                 f"{largest:.1e} at the top. Choose a larger damping"
@@ -185,6 +184,11 @@ class DirectFactors:
                 stacklevel=4,
             )
         return lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None])
+
+
+def _precision(matrix: Tensor) -> float:
+    """What round-off may leave of a zero eigenvalue, relative to the largest."""
+    return 10 * torch.finfo(matrix.dtype).eps * len(matrix)
 
 
 def check_damping(damping: float) -> None:

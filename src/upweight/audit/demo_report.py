@@ -1,0 +1,189 @@
+"""The page of the wine walk-through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from upweight.audit import plots
+from upweight.audit.report import (
+    Block,
+    Fact,
+    Facts,
+    Figure,
+    Paragraph,
+    Report,
+    Section,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from upweight.audit.demo import WineResult
+
+
+def build(result: WineResult, top: int) -> Report:
+    """The report of a walk-through, with the `top` lowest rows in its table."""
+    settings = result.settings
+    return Report(
+        kicker="upweight demo wine",
+        title="Which bottles carry the wrong label?",
+        summary=_summary(result),
+        sections=[
+            Section("Is there a model worth asking?", _model(result)),
+            Section("How the training rows score", _distribution(result)),
+            Section("The rows to look at first", _suspects(result, top)),
+            Section("Which measurements matter", _features(result)),
+            Section("How exact these numbers are", _certificate(result)),
+        ],
+        footer=(
+            f"Settings: seed {settings.seed}, {settings.epochs} epochs of Adam (learning rate "
+            f"{settings.learning_rate:g}, weight decay {settings.weight_decay:g}, batches of "
+            f"{settings.batch_size}), curvature {settings.curvature}, damping {settings.damping:g}. "
+            "All of them are in config.yaml beside this page."
+        ),
+    )
+
+
+def _summary(result: WineResult) -> list[Block]:
+    n, flipped = len(result.rows), int(result.rows["flipped"].sum())
+    found = int(result.suspects(flipped)["flipped"].sum())
+    told = (
+        f"{n} bottles of wine train a small network to tell three cultivars apart from thirteen "
+        f"measurements. {flipped} of the labels were made wrong on purpose, and nobody told the "
+        "network which. Influence functions ask of every training bottle: if it counted for a "
+        "little more, would the network do better or worse on bottles that it has never seen? A "
+        "negative score means worse. "
+    )
+    if flipped:
+        told += (
+            f"Of the {flipped} bottles with the lowest scores, {found} are "
+            f"{'exactly the' if found == flipped else 'among the'} {flipped} with a wrong label."
+        )
+    facts = [
+        Fact("F1 on the test bottles", f"{result.f1:.3f}", "weighted over the classes"),
+        Fact(
+            "Wrong labels: mean score",
+            f"{result.corrupted_mean:+.3f}",
+            "below zero: they harm",
+            "bad",
+        ),
+        Fact("Other bottles: mean score", f"{result.other_mean:+.3f}", "above zero: they help"),
+        Fact(
+            "Found",
+            f"{found} of {flipped}",
+            f"among the {flipped} lowest scores; ROC AUC {result.auc:.3f}",
+            "good" if found else "plain",
+        ),
+    ]
+    return [Paragraph(told), Facts(facts)]
+
+
+def _model(result: WineResult) -> list[Block]:
+    losses = result.history.losses[["train", "validation"]]
+    names = list(result.data.class_names)
+    actual = [names[int(i)] for i in result.data.test[1]]
+    predicted = [names[int(i)] for i in result.test_predicted]
+    return [
+        Paragraph(
+            "Influence functions describe a model at a minimum of its training loss, so the curves "
+            "should have become flat. The network also has to be right often enough for its "
+            "opinion of the training rows to mean something."
+        ),
+        Figure(
+            plots.draw(plots.plot_losses, losses),
+            "Mean loss per bottle after every epoch, on the training part (with its wrong labels) "
+            "and on the validation part.",
+            f"Loss curves; the last training loss is {losses['train'].iloc[-1]:.3f}, the last "
+            f"validation loss {losses['validation'].iloc[-1]:.3f}.",
+        ),
+        Figure(
+            plots.draw(plots.plot_confusion, actual, predicted, labels=names),
+            f"Actual and predicted class of the {len(actual)} test bottles.",
+            f"Confusion matrix; weighted F1 {result.f1:.3f}.",
+        ),
+    ]
+
+
+def _distribution(result: WineResult) -> list[Block]:
+    scores = result.rows["mean_influence"].to_numpy()
+    flipped = result.rows["flipped"].to_numpy()
+    return [
+        Paragraph(
+            "A score is the mean, over all test bottles, of g_test (C + λI)⁻¹ g_train: how fast the "
+            "test loss falls when the training bottle is up-weighted. Positive = helps, negative = "
+            "harms. Taking a bottle out changes the mean test loss by about its score divided by "
+            f"the {len(scores)} training bottles."
+        ),
+        Figure(
+            plots.draw(plots.plot_score_distribution, scores, flipped),
+            "Mean influence of every training bottle on the test loss. Bottles with a flipped label "
+            "are in red. The count axis is logarithmic, so that a single bottle can be seen.",
+            f"Histogram of scores; wrong labels average {result.corrupted_mean:.3f}, the others "
+            f"{result.other_mean:.3f}.",
+        ),
+    ]
+
+
+def _suspects(result: WineResult, top: int) -> list[Block]:
+    suspects = result.suspects(top)
+    features = result.features.iloc[suspects["row"].to_numpy()].reset_index(drop=True)
+    frame = pd.DataFrame(
+        {
+            "row": suspects["row"].to_numpy(),
+            "score": suspects["mean_influence"].to_numpy(),
+            "given label": suspects["given"].to_numpy(),
+            "network says": suspects["predicted"].to_numpy(),
+            "label was flipped": np.where(suspects["flipped"], "yes", "no"),
+        }
+    )
+    frame = pd.concat([frame, features], axis=1)
+    marked = np.flatnonzero(suspects["flipped"].to_numpy()).tolist()
+    return [
+        Paragraph(
+            "The most harmful bottles first. Whoever owns the data would open this list at the top. "
+            "That the network agrees with a wrong label is no contradiction: it was trained on it."
+        ),
+        Table(
+            frame,
+            "The lowest mean scores, with the measurements scaled to 0…1 over the training part.",
+            formats={"score": "{:+.3f}", **{name: "{:.2f}" for name in result.features.columns}},
+            highlight_rows=marked,
+            highlight_label="label was flipped",
+            highlight_column="score",
+        ),
+    ]
+
+
+def _features(result: WineResult) -> list[Block]:
+    influence = result.feature_influence
+    return [
+        Paragraph(
+            "The same question for a single measurement: if this feature of the training bottles "
+            "were a little larger, would the test loss fall (positive) or rise (negative)? The bars "
+            "are means over all training and test bottles, per unit of the scaled feature."
+        ),
+        Figure(
+            plots.draw(
+                plots.plot_feature_influence,
+                influence.to_numpy(),
+                [str(name).replace("_", " ") for name in influence.index],
+                height=4.2,
+            ),
+            "Mean influence of every feature (mode “perturbation”).",
+            f"Bars; the strongest is {influence.abs().idxmax()}.",
+        ),
+    ]
+
+
+def _certificate(result: WineResult) -> list[Block]:
+    lines = result.certificate.lines()
+    return [
+        Paragraph(
+            "The scores come from solving (C + λI) x = g for the gradient g of every test bottle. "
+            "The residual says how well these equations hold; 1e-6 would already be more exact "
+            "than single precision."
+        ),
+        Table(pd.DataFrame(lines, columns=["", "value"]), "Certificate of the solves."),
+    ]

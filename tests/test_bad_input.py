@@ -1,0 +1,282 @@
+"""Every bad input gets one clear message, before any long work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+
+import upweight as uw
+
+X, Y = torch.randn(12, 4), torch.randint(3, (12,))
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def fit(
+    train: Any = (X, Y), model: nn.Module | None = None, loss: Any = F.cross_entropy, **options: Any
+) -> uw.Influence:
+    options = {"damping": 0.1, **options}
+    return uw.Influence(model or network(), loss, **options).fit(train)
+
+
+def changed(tensor: Tensor, row: int, value: float) -> Tensor:
+    copy = tensor.clone()
+    copy[row] = value
+    return copy
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter([(X[0], Y[0])])
+
+
+class Augmented(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return X[i] + torch.randn(4), Y[i]
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), x
+
+
+class RandomForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.linear(x), 0.5, training=True)
+
+
+class BatchStatistics(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+
+
+def frozen() -> nn.Module:
+    return network().requires_grad_(False)
+
+
+def diverged() -> nn.Module:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")  # type: ignore[index]
+    return model
+
+
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "label out of range": (
+        lambda: fit((X, changed(Y, 7, 3))),
+        ValueError,
+        r"training data: row 7: label 3 is out of range; the model has 3 outputs",
+    ),
+    "negative label": (lambda: fit((X, changed(Y, 2, -1))), ValueError, r"row 2: label -1"),
+    "nan in features": (
+        lambda: fit((changed(X, 5, float("nan")), Y)),
+        ValueError,
+        r"training data: row 5 is not finite \(NaN or inf\)",
+    ),
+    "inf in features": (
+        lambda: fit((changed(X, 11, float("inf")), Y)),
+        ValueError,
+        r"row 11 is not finite",
+    ),
+    "no rows": (lambda: fit((X[:0], Y[:0])), ValueError, "at least one row"),
+    "no test rows": (
+        lambda: fit().scores((X[:0], Y[:0])),
+        ValueError,
+        "test data: expected at least one row",
+    ),
+    "lengths that differ": (
+        lambda: fit((X, Y[:-1])),
+        ValueError,
+        r"same number of rows everywhere; data\[0\] has 12, data\[1\] has 11",
+    ),
+    "features of the wrong width": (
+        lambda: fit((X[:, :3], Y)),
+        ValueError,
+        r"the model does not take these rows \(batch\[0\] \(8, 3\) float32",
+    ),
+    "no trainable parameter": (lambda: fit(model=frozen()), ValueError, 'parameters="head.\\*"'),
+    "no parameter at all": (
+        lambda: fit(model=nn.Flatten()),
+        ValueError,
+        "it has no parameters at all",
+    ),
+    "no parameter of that name": (
+        lambda: fit(parameters="haed.*"),
+        ValueError,
+        r"no parameter matches 'haed.\*'; the model has: 0.weight, 0.bias",
+    ),
+    "parameters that are not finite": (
+        lambda: fit(model=diverged()),
+        ValueError,
+        "parameter 0.weight is not finite",
+    ),
+    "damping below zero": (lambda: fit(damping=-1.0), ValueError, "λ ≥ 0; got -1"),
+    "damping that is nan": (lambda: fit(damping=float("nan")), ValueError, "λ ≥ 0; got nan"),
+    "no damping with a singular matrix": (
+        lambda: fit(damping=0.0),
+        ValueError,
+        "singular.*larger damping|singular. Choose a damping above 0",
+    ),
+    "2-d class labels": (
+        lambda: fit((X, Y[:, None])),
+        ValueError,
+        r"expected one class label per row.*y.squeeze\(1\)",
+    ),
+    "float class labels": (lambda: fit((X, Y.float())), ValueError, r"y.long\(\)"),
+    "loss that returns nan": (
+        lambda: fit(loss=lambda o, t: F.cross_entropy(o, t) * float("nan")),
+        ValueError,
+        "loss is not finite",
+    ),
+    "loss that is nan on one row": (
+        lambda: fit(
+            (torch.cat([X, -torch.ones(1, 4) * 9]), torch.cat([Y, Y[:1]])),
+            loss=lambda o, t: F.cross_entropy(o, t, reduction="none"),
+            forward=lambda m, b: torch.where((b[0] < -8).any(1, True), float("inf"), m(b[0])),
+        ),
+        ValueError,
+        "not finite",
+    ),
+    "loss that does not return a tensor": (
+        lambda: fit(loss=lambda o, t: 1.0),
+        TypeError,
+        "expected the loss to return a Tensor; got float",
+    ),
+    "loss that couples rows": (
+        lambda: fit(loss=lambda o, t: F.cross_entropy(o - o.mean(0), t)),
+        ValueError,
+        "expected a loss that is the mean or the sum of one loss per row",
+    ),
+    "class weights averaged over the batch": (
+        lambda: fit(loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 9.0]))),
+        ValueError,
+        "Class weights are averaged over the batch",
+    ),
+    "loss with several numbers per row": (
+        lambda: fit((X, torch.randn(12, 3)), loss=nn.MSELoss(reduction="none")),
+        ValueError,
+        "expected a loss with one number per row",
+    ),
+    "output and target broadcast": (
+        lambda: fit((X, torch.randn(12)), nn.Linear(4, 1), nn.MSELoss(reduction="sum")),
+        ValueError,
+        "broadcast against each other",
+    ),
+    "model with two outputs": (
+        lambda: fit(model=Pair()),
+        TypeError,
+        r"one Tensor; got tuple.*forward=",
+    ),
+    "model that is random": (
+        lambda: fit(model=RandomForward()),
+        ValueError,
+        "expected a deterministic model",
+    ),
+    "model that mixes rows": (
+        lambda: fit(model=BatchStatistics()),
+        ValueError,
+        "do not depend on the other rows",
+    ),
+    "no module": (lambda: fit(model=lambda x: x), TypeError, "expected a torch.nn.Module"),
+    "no loss function": (lambda: fit(loss="mse"), TypeError, "expected a loss function"),
+    "stream of rows": (lambda: fit(Stream()), TypeError, r"list\(dataset\)"),
+    "loader of a stream": (lambda: fit(DataLoader(Stream())), TypeError, r"list\(dataset\)"),
+    "generator": (lambda: fit((X[i], Y[i]) for i in range(12)), TypeError, "no identity"),
+    "loader that repeats rows": (
+        lambda: fit(
+            DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler(torch.ones(12), 12))
+        ),
+        TypeError,
+        "visits every row of its data set once.*Subset",
+    ),
+    "random augmentation": (lambda: fit(Augmented()), ValueError, "augmentation"),
+    "text in an array": (
+        lambda: fit((np.array([["a"]] * 12), Y)),
+        TypeError,
+        "Encode text and categories first",
+    ),
+    "one tensor only": (lambda: fit(X), TypeError, r"expected batches \(x, y\); got"),
+    "three parts": (lambda: fit((X, Y, Y)), TypeError, "forward=lambda model, batch"),
+    "names that are too few": (
+        lambda: uw.Influence(network(), F.cross_entropy, damping=1.0).fit((X, Y), names=["a"]),
+        ValueError,
+        "one name per row, 12; got 1",
+    ),
+    "unknown mode": (lambda: fit().scores((X, Y), mode="upp"), ValueError, "'up' or 'perturb"),  # type: ignore[arg-type]
+    "unknown method": (
+        lambda: fit(method="dirct"),
+        ValueError,
+        r"one of \['direct'\]; got 'dirct'",
+    ),
+    "method as a class": (lambda: fit(method=uw.Direct), TypeError, r"such as Direct\(\)"),
+    "unknown curvature": (lambda: fit(curvature="gnn"), ValueError, "'ggn', 'hessian'"),
+    "batch size of zero": (lambda: fit(batch_size=0), ValueError, "at least 1"),
+    "scores before fit": (
+        lambda: uw.Influence(network(), F.cross_entropy, damping=1.0).scores((X, Y)),
+        RuntimeError,
+        r"call fit\(train\) first",
+    ),
+    "perturbation of integers": (
+        lambda: fit(
+            (torch.randint(5, (12, 4)), Y),
+            nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(8, 3)),
+        ).scores((torch.randint(5, (3, 4)), Y[:3]), mode="perturbation"),
+        TypeError,
+        r"batch\[0\] is int64.*use mode='up'",
+    ),
+    "perturbation with several features": (
+        lambda: fit(
+            {"a": X, "b": X, "y": Y},
+            forward=lambda m, b: m(b["a"] + b["b"]),
+            target=lambda b: b["y"],
+        ).scores({"a": X, "b": X, "y": Y}, mode="perturbation"),
+        TypeError,
+        r"batch\['a'\], batch\['b'\]. Choose with features=",
+    ),
+    "features that are not in the batch": (
+        lambda: fit(features=lambda b: b[0] * 2).scores((X, Y), mode="perturbation"),
+        ValueError,
+        "one of the batch's tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", sorted(BAD))
+def test_bad_input_is_told(what: str) -> None:
+    action, kind, message = BAD[what]
+    with pytest.raises(kind, match=f"(?s){message}"):
+        action()
+
+
+def test_the_message_is_one_line() -> None:
+    with pytest.raises(ValueError, match="row 7") as caught:
+        fit((X, changed(Y, 7, 3)))
+    assert "\n" not in str(caught.value)
+
+
+def test_pandas_index_names_the_rows() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X.numpy(), index=[f"r{i}" for i in range(12)])
+    scores = fit((frame, Y)).scores((X[:2], Y[:2]))
+    assert list(scores.train_names[:2]) == ["r0", "r1"]
+    assert list(scores.test_names) == [0, 1]

@@ -51,8 +51,8 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 	$(ONE_THREAD) MPLBACKEND=agg $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: $(PEERS)/.stamp-peers  ## upweight and its peers side by side on wine, in an environment of its own
-	$(PEERS)/bin/python benchmarks/wine.py
+bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight and its peers side by side on wine, in an environment of its own
+	$(BIN)/python benchmarks/wine.py
 
 clean:  ## remove the environments and everything that was generated
 	rm -rf $(VENV) $(PEERS) build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst
@@ -81,6 +81,7 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-package
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	@touch $@
 
-$(PEERS)/.stamp-peers: $(WANTED) benchmarks/peers/requirements.txt | $(PEERS)/bin/python
-	$(PEERS)/bin/python -m pip install -c constraints.txt -e . -r benchmarks/peers/requirements.txt
+$(PEERS)/.stamp-peers: constraints.txt benchmarks/peers/requirements.txt | $(PEERS)/bin/python
+	$(PEERS)/bin/python -m pip install -c constraints.txt torch
+	$(PEERS)/bin/python -m pip install -c constraints.txt -r benchmarks/peers/requirements.txt
 	@touch $@

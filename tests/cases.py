@@ -152,7 +152,8 @@ def batch_norm_and_dropout() -> Case:
     """Given in train mode, with running statistics that differ from those of the rows."""
     norm = nn.BatchNorm1d(5)
     with torch.no_grad():
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2.0)
     model = nn.Sequential(nn.Linear(4, 5), norm, nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3))

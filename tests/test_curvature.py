@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, make
-from reference import Reference
 from torch import nn
 
 import upweight as uw
+from cases import Case, make
+from reference import Reference
 from upweight import losses
 
 

@@ -1,7 +1,7 @@
 """Published and measured facts that a correct library must reproduce.
 
-The wine walk-through on fixed weights (``data/wine_reference.npz``): a 13-16-16-3 tanh network trained
-on 106 bottles of which the first ten carry a flipped label; 54 test bottles; damping 0.1.
+The wine walk-through on fixed weights (``data/wine_reference.npz``): a 13-16-16-3 tanh network
+trained on 106 bottles of which the first ten carry a flipped label; 54 test bottles; damping 0.1.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case
-from reference import Reference
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import upweight as uw
+from cases import Case
+from reference import Reference
 from upweight.audit.demo import WineSettings, run_wine
 
 CORRUPTED = 10

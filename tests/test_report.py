@@ -196,6 +196,9 @@ def test_ids_are_unique_across_figures_and_all_references_lead_somewhere():
     wanted += re.findall(r"url\(#([^)]+)\)", html)
     assert len(wanted) > 20
     assert set(wanted) <= set(ids)
+    figures = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(figures) == 6
+    assert set(re.findall(r' id="([^"]+)', "".join(figures))) <= set(wanted)
     assert {"summary-2", "rows", "rows-2", "section-4", "rows-3"} <= set(ids)
 
 
@@ -225,7 +228,10 @@ def test_figures_follow_the_theme_and_the_fonts_of_the_page():
     assert 'aria-label="what is seen"' in svg
     assert 'viewBox="0 0 360 244.8"' in svg
     assert not re.search(r'<svg[^>]* (width|height)="', svg)
-    # Each variable has a light and a dark value.
+    # Each variable has a light and a dark value, also those of other plots.
+    four = plots.draw(plots.plot_losses, pd.DataFrame(np.eye(4), columns=list("abcd")))
+    html = render(Report("t", "", [Section("s", [Figure(four, "all series")])]))
+    assert {"var(--orange)", "var(--teal)", "var(--purple)"} <= set(re.findall(r"var\(.*?\)", html))
     for name in set(re.findall(r"var\((--[a-z]+)\)", html)) - {"--w", "--n"}:
         assert html.count(f"  {name}: ") == 2, name
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, make
-from reference import Reference
 from torch import nn
 
 import upweight as uw
+from cases import Case, make
+from reference import Reference
 from upweight.autodiff import Autodiff
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cases import make
 
 import upweight as uw
+from cases import make
 from upweight.stream import ArraySink, ZarrSink, atomic_directory, atomic_write
 
 VALUES = torch.tensor([[1.0, -3.0, 0.5], [2.0, 1.0, -0.5]])

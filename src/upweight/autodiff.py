@@ -1,7 +1,7 @@
 """Derivatives of functions of a parameter dictionary, for many directions and many rows at once.
 
-Every function has a fast way (vectorised by `torch.func.vmap`, forward mode) and slower ways that ask
-less of the operations in the model. The first way that works is kept and told in `notes`.
+Every function has a fast way (vectorised by `torch.func.vmap`, forward mode) and slower ways that
+ask less of the operations in the model. The first way that works is kept and told in `notes`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Autodiff:
         )
 
     def pullback(self, function: Callable[[Any], Tensors], point: Any, cotangents: Any) -> Any:
-        """u_jᵀ J for k cotangents u_j, stacked in front: (k, …) → pytrees like point with (k, …)."""
+        """u_jᵀ J for k cotangents u_j, stacked in front: (k, …) → like point, with k in front."""
         k = _length(cotangents)
         _, pull = vjp(function, point)
         return self._first(

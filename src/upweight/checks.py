@@ -1,6 +1,7 @@
 """What is checked before long work starts: that model, loss and rows fit together.
 
-Everything here ends in silence or in an error that says what was expected, what came and what to do.
+Everything here ends in silence or in an error that says what was expected, what came and what to
+do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_map,
+    tree_unflatten,
+)
 
 from upweight.functional import FunctionalModel
 from upweight.losses import RowLoss
@@ -123,7 +130,7 @@ def _check_output(model: FunctionalModel, theta: Any, output: Any, batch: Any, b
     if output.ndim == 0 or output.shape[0] != b:
         raise ValueError(
             f"expected an output whose first dimension counts rows ({b} here); got shape "
-            f"{tuple(output.shape)}. A forward= function can move the dimension of rows to the front"
+            f"{tuple(output.shape)}. A forward= function can move the rows to the front"
         )
     if not bool(torch.isfinite(output).all()):
         raise ValueError("the model's output is not finite (NaN or inf) on finite rows")
@@ -226,8 +233,9 @@ def check_labels(
         return
     if target.shape[1:] != output_shape[1:]:
         raise ValueError(
-            f"expected one class label per row for outputs (b, {', '.join(map(str, output_shape))}); "
-            f"got a target of shape (b, {', '.join(map(str, target.shape[1:]))})"
+            "expected one class label per row for outputs "
+            f"(b, {', '.join(map(str, output_shape))}); got a target of shape "
+            f"(b, {', '.join(map(str, target.shape[1:]))})"
             + (". Squeeze it: y.squeeze(1)" if target.shape[1:] == (1,) else "")
         )
     classes = output_shape[0]
@@ -299,6 +307,6 @@ def find_features(
     def put(batch: Any, x: Tensor) -> Any:
         leaves, spec = tree_flatten(batch)
         leaves[at] = x
-        return torch.utils._pytree.tree_unflatten(leaves, spec)
+        return tree_unflatten(leaves, spec)
 
     return get, put

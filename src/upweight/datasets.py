@@ -54,8 +54,8 @@ def load_wine(train: float = 0.6, test: float = 0.3, *, seed: int = 0) -> Split:
 
     Notes
     -----
-    The table is part of scikit-learn (``sklearn.datasets.load_wine``). Min-max scaling is fitted on the
-    training part alone, so features of the other parts may leave [0, 1].
+    The table is part of scikit-learn (``sklearn.datasets.load_wine``). Min-max scaling is fitted
+    on the training part alone, so features of the other parts may leave [0, 1].
 
     Examples
     --------

@@ -119,8 +119,8 @@ class FunctionalModel:
         fastpath = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            # The fused attention kernels have no second derivative, the fused recurrent ones not even
-            # a forward-mode rule: ask for the plain ones (torch 2.13).
+            # The fused attention kernels have no second derivative, the fused recurrent ones not
+            # even a forward-mode rule: ask for the plain ones (torch 2.13).
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
                 stack.enter_context(_disabled(torch.backends.mkldnn))

@@ -3,9 +3,9 @@
     I[j, i]     = g_test[j]ᵀ (C + λI)⁻¹ g_train[i]             mode "up"
     I[j, i, *x] = ∂I[j, i] / ∂x_i                              mode "perturbation"
 
-Positive = row i helps test row j: up-weighting it lowers the test loss. No 1/n, no minus sign. Letters:
-m test rows, n training rows, b rows in a chunk, p parameters. This module is the only place with the
-sign and the scale of a score.
+Positive = row i helps test row j: up-weighting it lowers the test loss. No 1/n, no minus sign.
+Letters: m test rows, n training rows, b rows in a chunk, p parameters. This module is the only
+place with the sign and the scale of a score.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SOLVED_BYTES = 2**30
 def influence_blocks(
     inverse: LinearOperator, train: EmpiricalRisk, test: EmpiricalRisk, mode: Mode
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """I in blocks: (test rows, training rows, (rows, b) or (rows, b, \\*x)).
+    """I in blocks: (test rows, training rows, (rows, b) or (rows, b, ...x)).
 
     Test gradients are solved once each. The training rows are passed once for all the solved test
     gradients that fit into `SOLVED_BYTES`.
@@ -72,7 +72,7 @@ def _against_train(
 def mean_influence(
     inverse: LinearOperator, train: EmpiricalRisk, test: EmpiricalRisk, mode: Mode
 ) -> Tensor:
-    """1/m Σ_j I[j, i], (n,) or (n, \\*x), with one solve: (mean_j g_test[j])ᵀ (C + λI)⁻¹ g_train[i]."""
+    """1/m Σ_j I[j, i], (n,) or (n, ...x), by one solve with the mean test gradient."""
     solved = inverse @ test.gradient()[:, None]  # (p, 1)
     if mode == "up":
         return train.matmul(solved)[:, 0]

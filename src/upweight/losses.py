@@ -26,8 +26,8 @@ Reduction = Literal["mean", "sum", "none"]
 class RowLoss:
     """ℓ(output, target) row by row: (b, …), (b, …) → (b,).
 
-    ``reduction`` says what `loss` does with a batch, found by comparing the loss of a batch with the
-    losses of its rows one by one.
+    ``reduction`` says what `loss` does with a batch, found by comparing the loss of a batch with
+    the losses of its rows one by one.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> None:
@@ -40,6 +40,7 @@ class RowLoss:
         self.reduction: Reduction = _find_reduction(loss, output, target)
 
     def __call__(self, output: Tensor, target: Any) -> Tensor:
+        """ℓ for outputs (b, …) and targets (b, …): (b,)."""
         if self.reduction == "none":
             return self.loss(output, target).reshape(output.shape[0])
         return self._autodiff.rows(self.one, output, target, what="row losses")
@@ -113,11 +114,12 @@ def _explain_undecomposable(
     )
 
 
-# --- the distribution of labels that a loss stands for ---------------------------------------------
+# --- the distribution of labels that a loss stands for
+# ---------------------------------------------
 #
-# ℓ = −s · log p(y | output) for a tempering s (1/t where the loss averages over t positions of a row).
-# `roots` gives S (K, o) with Σ_k S_k S_kᵀ = (1/s) E_y[∇ℓ ∇ℓᵀ], so that s = 1 is the Fisher matrix of
-# the output, and any s keeps it equal to the Gauss-Newton matrix of the same loss.
+# ℓ = −s · log p(y | output) for a tempering s (1/t where the loss averages over t positions of a
+# row). `roots` gives S (K, o) with Σ_k S_k S_kᵀ = (1/s) E_y[∇ℓ ∇ℓᵀ], so that s = 1 is the Fisher
+# matrix of the output, and any s keeps it equal to the Gauss-Newton matrix of the same loss.
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Squared error: y ~ N(output, σ²), with σ² = o/2 for a mean and 1/2 for a sum over o outputs."""
+    """Squared error: y ~ N(output, σ²), with σ² = o/2 for a mean over o outputs, 1/2 for a sum."""
 
     reduction: str = "mean"
 

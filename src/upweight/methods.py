@@ -1,7 +1,7 @@
 """`Influence`, the face of the library, and the recipes for the damped inverse.
 
-A recipe is a small frozen dataclass: ``prepare(curvature)`` does everything that does not depend on the
-damping, and ``.inverse(damping)`` of the result is the operator (C + λI)⁻¹.
+A recipe is a small frozen dataclass: ``prepare(curvature)`` does everything that does not depend
+on the damping, and ``.inverse(damping)`` of the result is the operator (C + λI)⁻¹.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Recipe(Protocol):
 class Direct:
     """(C + λI)⁻¹ by factorisation: exact to round-off.
 
-    Needs the p × p matrix in memory (or its n·o × n·o side where that is smaller), 8 bytes a number,
-    and O(p³) operations: for networks up to some ten thousand parameters. A new damping costs one
-    factorisation and no pass over the data.
+    Needs the p × p matrix in memory (or its n·o × n·o side where that is smaller), 8 bytes a
+    number, and O(p³) operations: for networks up to some ten thousand parameters. A new damping
+    costs one factorisation and no pass over the data.
 
     Examples
     --------
@@ -99,9 +99,9 @@ class Influence:
         I[j, i] = g_test[j]ᵀ (C + λI)⁻¹ g_train[i]
 
     with g the gradients of single losses, C the curvature of the mean training loss at the model's
-    parameters, λ the damping. Positive = training row i helps test row j: up-weighting it lowers the
-    test loss. There is no 1/n and no minus sign: leaving row i out of n raises the loss of test row j by
-    about I[j, i] / n.
+    parameters, λ the damping. Positive = training row i helps test row j: up-weighting it lowers
+    the test loss. There is no 1/n and no minus sign: leaving row i out of n raises the loss of
+    test row j by about I[j, i] / n.
 
     Parameters
     ----------
@@ -113,7 +113,8 @@ class Influence:
         ``"direct"`` or a recipe such as ``Direct()``.
     curvature
         ``"ggn"`` (generalised Gauss-Newton, positive semi-definite), ``"hessian"``, ``"fisher"``
-        (exact over the model's labels), or a function of an `EmpiricalRisk` that returns an operator.
+        (exact over the model's labels), or a function of an `EmpiricalRisk` that returns an
+        operator.
     damping
         λ ≥ 0, in the units of C. May be set again after `fit`, which re-uses what was computed.
     parameters
@@ -125,7 +126,8 @@ class Influence:
 
     References
     ----------
-    P. W. Koh, P. Liang, *Understanding black-box predictions via influence functions*, ICML 2017, §2.
+    P. W. Koh, P. Liang, *Understanding black-box predictions via influence functions*, ICML 2017,
+    §2.
 
     Examples
     --------
@@ -178,7 +180,8 @@ class Influence:
         Parameters
         ----------
         train
-            The rows that the model was trained on: ``(x, y)``, a map-style data set or a `DataLoader`.
+            The rows that the model was trained on: ``(x, y)``, a map-style data set or a
+            `DataLoader`.
         names
             One name per row; default: a pandas index, else positions.
 
@@ -248,7 +251,7 @@ class Influence:
             Rows to score; default: those of `fit`.
         mode
             ``"up"``: one number per pair. ``"perturbation"``: its derivative by the features of the
-            training row, (m, n, \\*x).
+            training row, (m, n, ...x).
         names
             One name per test row.
         to
@@ -258,7 +261,7 @@ class Influence:
         Returns
         -------
         Scores
-            ``values`` (m, n) or (m, n, \\*x): a tensor, or a zarr array with `to`.
+            ``values`` (m, n) or (m, n, ...x): a tensor, or a zarr array with `to`.
         """
         inverse, train_risk, test_risk = self._pair(test, train, names, mode)
         shape = (test_risk.n, train_risk.n)
@@ -311,7 +314,8 @@ class Influence:
         meaning = "large = the row's own loss rests on the row being in the training data"
         return RowScores(values, risk.rows.names, provenance, meaning)
 
-    # --- inner parts -------------------------------------------------------------------------------
+    # --- inner parts
+    # -------------------------------------------------------------------------------
 
     def _fitted(self) -> tuple[LinearOperator, EmpiricalRisk]:
         if self._inverse is None or self._train is None:
@@ -334,8 +338,8 @@ class Influence:
     def _check_unchanged(self, risk: EmpiricalRisk) -> None:
         if risk.model.fingerprint() != self._fingerprint:
             raise RuntimeError(
-                "the model's parameters or buffers have changed since fit(): the curvature belongs to "
-                "the old ones. Call fit(train) again"
+                "the model's parameters or buffers have changed since fit(): the curvature belongs "
+                "to the old ones. Call fit(train) again"
             )
 
     def _fill(

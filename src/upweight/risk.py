@@ -3,7 +3,8 @@
     L(θ) = 1/n Σ_i ℓ_i(θ)          G = [∇ℓ_1, …, ∇ℓ_n]ᵀ  (n, p)
 
 Letters: n rows, b rows in a chunk, p parameters, k directions. This is the only place that takes a
-mean over rows, and it divides by n once, at the end: a ragged last chunk weighs as many rows as it has.
+mean over rows, and it divides by n once, at the end: a ragged last chunk weighs as many rows as it
+has.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class EmpiricalRisk:
     model
         A trained `torch.nn.Module`. It is used in evaluation mode and comes back as it was.
     loss
-        ``loss(output, target) → Tensor``. Mean and sum reductions are recognised by probing, one loss
-        per row is accepted, and a loss that does not decompose into rows is refused. Whatever the
-        reduction, ℓ_i is the loss of row i alone.
+        ``loss(output, target) → Tensor``. Mean and sum reductions are recognised by probing, one
+        loss per row is accepted, and a loss that does not decompose into rows is refused. Whatever
+        the reduction, ℓ_i is the loss of row i alone.
     data
         Rows, as `Rows` takes them: ``(x, y)`` tensors, a map-style data set, a `DataLoader`.
     parameters
@@ -64,8 +65,8 @@ class EmpiricalRisk:
         ``features(batch)``: the tensor in the batch that ``mode="perturbation"`` differentiates by.
         Default: x of ``(x, y)``, or the only floating tensor that is not the target.
     batch_size
-        At most so many rows go through the model at once; default: as memory allows. It never changes
-        a result beyond round-off.
+        At most so many rows go through the model at once; default: as memory allows. It never
+        changes a result beyond round-off.
     names
         One name per row; see `Rows`.
 
@@ -291,10 +292,10 @@ class EmpiricalRisk:
         return tuple(get(batch).shape[1:])
 
     def feature_gradients(self, columns: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
-        """∇_x ⟨v_j, ∇_θ ℓ(x_i)⟩ in chunks of rows: (chunk, (k, b, *x)) for V (p, k).
+        """∇_x ⟨v_j, ∇_θ ℓ(x_i)⟩ in chunks of rows: (chunk, (k, b, ...x)) for V (p, k).
 
-        The mixed derivative ∂²ℓ/∂x∂θ (p times the features of a row) is never formed: the gradient by
-        x of the chunk's loss is differentiated along each column.
+        The mixed derivative ∂²ℓ/∂x∂θ (p times the features of a row) is never formed: the gradient
+        by x of the chunk's loss is differentiated along each column.
         """
         self._expect(columns, self.p, "parameters")
         with self.model.evaluating():

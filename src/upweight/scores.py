@@ -24,7 +24,10 @@ __all__ = ["SIGN", "RowScores", "Scores"]
 SIGN = (
     "positive = the training row helps (up-weighting it lowers the test loss), negative = it harms"
 )
-SIGN_PERTURBATION = "positive = increasing this feature of the training row lowers the test loss, negative = raises it"
+SIGN_PERTURBATION = (
+    "positive = increasing this feature of the training row lowers the test loss, "
+    "negative = raises it"
+)
 FORMAT = 1
 
 
@@ -34,7 +37,7 @@ class RowScores:
     Parameters
     ----------
     values
-        (n,), or (n, \\*x) for ``mode="perturbation"``.
+        (n,), or (n, ...x) for ``mode="perturbation"``.
     names
         The n names of the training rows.
     provenance
@@ -111,7 +114,7 @@ class Scores:
     Parameters
     ----------
     values
-        (m, n), or (m, n, \\*x) for ``mode="perturbation"``: a tensor, or a zarr array on disk.
+        (m, n), or (m, n, ...x) for ``mode="perturbation"``: a tensor, or a zarr array on disk.
     test_names, train_names
         m and n row names.
     provenance
@@ -119,8 +122,9 @@ class Scores:
 
     Notes
     -----
-    ``values[j, i]`` is g_test[j]ᵀ (C + λI)⁻¹ g_train[i]: positive where row i helps test row j. Leaving
-    row i out of n training rows changes the loss of test row j by about ``values[j, i] / n``.
+    ``values[j, i]`` is g_test[j]ᵀ (C + λI)⁻¹ g_train[i]: positive where row i helps test row j.
+    Leaving row i out of n training rows changes the loss of test row j by about ``values[j, i] /
+    n``.
 
     Examples
     --------
@@ -179,7 +183,7 @@ class Scores:
         )
 
     def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
-        """For every test row the k training rows that help it most, or with ``harmful=True`` harm it.
+        """For every test row the k training rows that help it (``harmful=True``: harm it) most.
 
         Returns
         -------

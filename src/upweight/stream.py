@@ -1,4 +1,4 @@
-"""Blocks of numbers on their way to memory or to disk. On disk everything appears whole or not at all."""
+"""Blocks of numbers on their way to memory or to disk, where all appears whole or not at all."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -54,7 +55,7 @@ class MLP(nn.Sequential):
             if seed is not None:
                 torch.manual_seed(seed)
             layers: list[nn.Module] = []
-            for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            for i, (inputs, outputs) in enumerate(pairwise(sizes)):
                 layers += [activation()] if i else []
                 layers += [nn.Linear(inputs, outputs)]
         super().__init__(*layers)
@@ -67,8 +68,8 @@ class History:
     Attributes
     ----------
     losses
-        A line per epoch: ``train``, ``validation`` (if there was any): mean loss per row in evaluation
-        mode after the epoch; ``learning_rate`` of the epoch.
+        A line per epoch: ``train``, ``validation`` (if there was any): mean loss per row in
+        evaluation mode after the epoch; ``learning_rate`` of the epoch.
     steps
         Optimiser steps taken.
     best_epoch
@@ -196,8 +197,8 @@ def _step(model: nn.Module, loss: Any, optimizer: Optimizer, batch: Any, epoch: 
     value = loss(default_forward(model, batch), default_target(batch)).mean()
     if not bool(torch.isfinite(value)):
         raise FloatingPointError(
-            f"the loss is {value.item()} in epoch {epoch}: the training diverged. Lower the learning "
-            "rate, or look for extreme values in the features"
+            f"the loss is {value.item()} in epoch {epoch}: the training diverged. Lower the "
+            "learning rate, or look for extreme values in the features"
         )
     value.backward()
     optimizer.step()

@@ -40,7 +40,8 @@ def wine(
 ) -> None:
     """Flip labels of wine bottles, train a network, find the flipped ones by influence.
 
-    Writes a run folder with report.html, rows.parquet, findings.parquet, the scores and the settings.
+    Writes a run folder with report.html, rows.parquet, findings.parquet, the scores and the
+    settings.
 
     Parameters
     ----------

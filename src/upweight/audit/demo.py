@@ -96,9 +96,10 @@ class WineResult:
     @property
     def auc(self) -> float:
         """ROC AUC of the negated mean influence against the flipped rows."""
-        if not 0 < self.rows["flipped"].sum() < len(self.rows):
+        flipped = self.rows["flipped"].to_numpy()
+        if flipped.all() or not flipped.any():
             return float("nan")
-        return float(roc_auc_score(self.rows["flipped"], -self.rows["mean_influence"]))
+        return float(roc_auc_score(flipped, -self.rows["mean_influence"].to_numpy()))
 
     def suspects(self, k: int) -> pd.DataFrame:
         """The k rows with the lowest mean influence, lowest first."""
@@ -116,9 +117,10 @@ def run_wine(settings: WineSettings, *, progress: bool = True) -> WineResult:
     wine = load_wine(seed=settings.seed)
     x, y = wine.train
     y, flipped = flip_labels(y, settings.flipped, classes=3, seed=settings.seed)
-    influence_settings = {"curvature": settings.curvature, "damping": settings.damping}
     model = MLP([x.shape[1], 16, 16, 3], nn.Tanh, seed=settings.seed)
-    influence = Influence(model, F.cross_entropy, **influence_settings)
+    influence = Influence(
+        model, F.cross_entropy, curvature=settings.curvature, damping=settings.damping
+    )
     history = train(
         model,
         F.cross_entropy,

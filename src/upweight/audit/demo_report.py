@@ -40,15 +40,19 @@ def build(result: WineResult, top: int) -> Report:
         footer=(
             f"Settings: seed {settings.seed}, {settings.epochs} epochs of Adam (learning rate "
             f"{settings.learning_rate:g}, weight decay {settings.weight_decay:g}, batches of "
-            f"{settings.batch_size}), curvature {settings.curvature}, damping {settings.damping:g}. "
-            "All of them are in config.yaml beside this page."
+            f"{settings.batch_size}), curvature {settings.curvature}, damping "
+            f"{settings.damping:g}. All of them are in config.yaml beside this page."
         ),
     )
 
 
+def _flipped_rows(rows: pd.DataFrame) -> int:
+    return int(np.count_nonzero(rows["flipped"].to_numpy()))
+
+
 def _summary(result: WineResult) -> list[Block]:
-    n, flipped = len(result.rows), int(result.rows["flipped"].sum())
-    found = int(result.suspects(flipped)["flipped"].sum())
+    n, flipped = len(result.rows), _flipped_rows(result.rows)
+    found = _flipped_rows(result.suspects(flipped))
     told = (
         f"{n} bottles of wine train a small network to tell three cultivars apart from thirteen "
         f"measurements. {flipped} of the labels were made wrong on purpose, and nobody told the "
@@ -81,10 +85,10 @@ def _summary(result: WineResult) -> list[Block]:
 
 
 def _model(result: WineResult) -> list[Block]:
-    losses = result.history.losses[["train", "validation"]]
+    losses = result.history.losses.filter(["train", "validation"])
     names = list(result.data.class_names)
-    actual = [names[int(i)] for i in result.data.test[1]]
-    predicted = [names[int(i)] for i in result.test_predicted]
+    actual = [names[i] for i in result.data.test[1].tolist()]
+    predicted = [names[i] for i in result.test_predicted.tolist()]
     return [
         Paragraph(
             "Influence functions describe a model at a minimum of its training loss, so the curves "
@@ -95,8 +99,8 @@ def _model(result: WineResult) -> list[Block]:
             plots.draw(plots.plot_losses, losses),
             "Mean loss per bottle after every epoch, on the training part (with its wrong labels) "
             "and on the validation part.",
-            f"Loss curves; the last training loss is {losses['train'].iloc[-1]:.3f}, the last "
-            f"validation loss {losses['validation'].iloc[-1]:.3f}.",
+            f"Loss curves; the last training loss is {losses.iloc[-1, 0]:.3f}, the last "
+            f"validation loss {losses.iloc[-1, 1]:.3f}.",
         ),
         Figure(
             plots.draw(plots.plot_confusion, actual, predicted, labels=names),
@@ -111,15 +115,15 @@ def _distribution(result: WineResult) -> list[Block]:
     flipped = result.rows["flipped"].to_numpy()
     return [
         Paragraph(
-            "A score is the mean, over all test bottles, of g_test (C + λI)⁻¹ g_train: how fast the "
-            "test loss falls when the training bottle is up-weighted. Positive = helps, negative = "
-            "harms. Taking a bottle out changes the mean test loss by about its score divided by "
-            f"the {len(scores)} training bottles."
+            "A score is the mean, over all test bottles, of g_test (C + λI)⁻¹ g_train: how fast "
+            "the test loss falls when the training bottle is up-weighted. Positive = helps, "
+            "negative = harms. Taking a bottle out changes the mean test loss by about its score "
+            f"divided by the {len(scores)} training bottles."
         ),
         Figure(
             plots.draw(plots.plot_score_distribution, scores, flipped),
-            "Mean influence of every training bottle on the test loss. Bottles with a flipped label "
-            "are in red. The count axis is logarithmic, so that a single bottle can be seen.",
+            "Mean influence of every training bottle on the test loss. Bottles with a flipped "
+            "label are in red. The count axis is logarithmic, so that a single bottle can be seen.",
             f"Histogram of scores; wrong labels average {result.corrupted_mean:.3f}, the others "
             f"{result.other_mean:.3f}.",
         ),
@@ -142,8 +146,9 @@ def _suspects(result: WineResult, top: int) -> list[Block]:
     marked = np.flatnonzero(suspects["flipped"].to_numpy()).tolist()
     return [
         Paragraph(
-            "The most harmful bottles first. Whoever owns the data would open this list at the top. "
-            "That the network agrees with a wrong label is no contradiction: it was trained on it."
+            "The most harmful bottles first. Whoever owns the data would open this list at the "
+            "top. That the network agrees with a wrong label is no contradiction: it was "
+            "trained on it."
         ),
         Table(
             frame,
@@ -161,8 +166,8 @@ def _features(result: WineResult) -> list[Block]:
     return [
         Paragraph(
             "The same question for a single measurement: if this feature of the training bottles "
-            "were a little larger, would the test loss fall (positive) or rise (negative)? The bars "
-            "are means over all training and test bottles, per unit of the scaled feature."
+            "were a little larger, would the test loss fall (positive) or rise (negative)? The "
+            "bars are means over all training and test bottles, per unit of the scaled feature."
         ),
         Figure(
             plots.draw(

@@ -4,7 +4,8 @@
     GGN       1/n Σ_i J_iᵀ (∂²ℓ_i/∂f²) J_i         J_i = ∂f(x_i)/∂θ  (o, p)
     Fisher    1/n Σ_i E_y[∇ℓ(f_i, y) ∇ℓ(f_i, y)ᵀ]
 
-Letters: n rows, b rows in a chunk, o numbers in one output, K roots per row, p parameters, k columns.
+Letters: n rows, b rows in a chunk, o numbers in one output, K roots per row, p parameters, k
+columns.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ ChunkProduct = Callable[[Any, Chunk, Any], Any]  # (θ, chunk, tangents (k, …)
 class Hessian(LinearOperator):
     """∇²L(θ), the Hessian of the mean loss.
 
-    Symmetric, and indefinite away from a minimum: a damped inverse is then positive definite only for
-    a damping above the size of its most negative eigenvalue.
+    Symmetric, and indefinite away from a minimum: a damped inverse is then positive definite only
+    for a damping above the size of its most negative eigenvalue.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ class OutputForm:
         return _chunked_product(risk, columns, chunk_product)
 
     def factor_rows(self) -> Iterator[Tensor] | None:
-        """R in blocks (b·K, p) with C = RᵀR, its rows S_iᵀJ_i/√n; None if the output is too wide."""
+        """R in blocks (b·K, p) with C = RᵀR, rows S_iᵀJ_i/√n; None if the output is too wide."""
         return None if self.root_count > ROOT_OUTPUTS else self._factor_rows()
 
     def _factor_rows(self) -> Iterator[Tensor]:
@@ -289,14 +290,14 @@ class Fisher(LinearOperator):
         The rows, model and loss.
     kind
         ``"exact"``: the expectation over the model's own distribution of labels, in closed form;
-        ``"sampled"``: one or several labels drawn from it per row; ``"empirical"``: the label that the
-        row has, which is no Fisher matrix but goes by the name.
+        ``"sampled"``: one or several labels drawn from it per row; ``"empirical"``: the label that
+        the row has, which is no Fisher matrix but goes by the name.
     samples, seed
-        For ``"sampled"``: labels per row, and the seed. The labels depend on the seed and the position
-        of a row, not on the batch size.
+        For ``"sampled"``: labels per row, and the seed. The labels depend on the seed and the
+        position of a row, not on the batch size.
     distribution
-        The distribution of labels; default: known for cross-entropy, binary cross-entropy and squared
-        error.
+        The distribution of labels; default: known for cross-entropy, binary cross-entropy and
+        squared error.
 
     Notes
     -----
@@ -305,7 +306,8 @@ class Fisher(LinearOperator):
 
     References
     ----------
-    F. Kunstner, L. Balles, P. Hennig, *Limitations of the empirical Fisher approximation* (2019), §2.
+    F. Kunstner, L. Balles, P. Hennig, *Limitations of the empirical Fisher approximation* (2019),
+    §2.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class DirectInverse(LinearOperator):
 
 
 class DirectFactors:
-    """What a direct inverse keeps of A for every damping: the matrix, or its rows R, or eigenvalues.
+    """What a direct inverse keeps of A for every damping: the matrix, its rows R, eigenvalues.
 
     Parameters
     ----------
@@ -166,8 +166,8 @@ class DirectFactors:
         smallest, largest = float(shifted.abs().min()), float(shifted.abs().max())
         if smallest <= _precision(matrix) * largest:
             raise ValueError(
-                f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, against "
-                f"{largest:.1e} at the top. Choose a larger damping"
+                f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, "
+                f"against {largest:.1e} at the top. Choose a larger damping"
             )
         negative = int((shifted < 0).sum())
         certificate.facts["factorisation"] = "eigenvalues"
@@ -177,9 +177,9 @@ class DirectFactors:
             certificate.notes.append("A + λI is indefinite")
             warnings.warn(
                 f"A + {damping:g}·I is indefinite: {negative} of its {len(values)} eigenvalues are "
-                f"negative, the lowest {float(shifted.min()):.3g}. Scores are exact for this matrix "
-                "but need not predict retraining; the GGN is never negative, nor is the Hessian with "
-                f"a damping above {-float(values[0]):.3g}",
+                f"negative, the lowest {float(shifted.min()):.3g}. Scores are exact for this "
+                "matrix but need not predict retraining; the GGN is never negative, nor is the "
+                f"Hessian with a damping above {-float(values[0]):.3g}",
                 IndefiniteCurvatureWarning,
                 stacklevel=4,
             )

@@ -52,11 +52,11 @@ def probe(
     target: Callable[[Any], Any],
 ) -> Probe:
     """Run a few rows, spread over the data, and find how the loss is reduced."""
-    b = min(PROBED_ROWS, len(rows))
-    positions = [i * (len(rows) - 1) // max(1, b - 1) for i in range(b)]
+    positions = _probed_positions(rows)
+    b = len(positions)
     batch = prepare(rows.take(positions))
     _check_batch(batch, b)
-    _check_repeatable(rows, positions, prepare, batch)
+    check_repeatable(rows, prepare)
     for name, leaf in _named_leaves(batch):
         _check_finite(leaf, name, positions)
     with model.evaluating():
@@ -73,6 +73,24 @@ def probe(
     return Probe(row_loss, tuple(output.shape[1:]), size)
 
 
+def _probed_positions(rows: Rows) -> list[int]:
+    b = min(PROBED_ROWS, len(rows))
+    return [i * (len(rows) - 1) // max(1, b - 1) for i in range(b)]
+
+
+def same_form(rows: Rows, others: Rows) -> bool:
+    """Whether single rows of both are alike in structure, shapes and dtypes."""
+
+    def form(rows: Rows) -> tuple[Any, list[Any]]:
+        leaves, spec = tree_flatten(rows.batch(0, 1))
+        return spec, [
+            (leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else type(leaf)
+            for leaf in leaves
+        ]
+
+    return form(rows) == form(others)
+
+
 def _named_leaves(batch: Any) -> list[tuple[str, Any]]:
     return [(f"batch{keystr(path)}", leaf) for path, leaf in tree_flatten_with_path(batch)[0]]
 
@@ -86,9 +104,11 @@ def _check_batch(batch: Any, b: int) -> None:
             )
 
 
-def _check_repeatable(rows: Rows, positions: list[int], prepare: Any, batch: Any) -> None:
-    again = prepare(rows.take(positions))
-    for (name, a), (_, b) in zip(_named_leaves(batch), _named_leaves(again), strict=True):
+def check_repeatable(rows: Rows, prepare: Callable[[Any], Any]) -> None:
+    """Refuse rows that change from one access to the next."""
+    positions = _probed_positions(rows)
+    once, again = (_named_leaves(prepare(rows.take(positions))) for _ in range(2))
+    for (name, a), (_, b) in zip(once, again, strict=True):
         if isinstance(a, Tensor) and not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)):
             raise ValueError(
                 f"expected the same row at every access; {name} differs between two. Switch random "

@@ -61,7 +61,8 @@ def _against_train(
     train: EmpiricalRisk, solved: Tensor, mode: Mode
 ) -> Iterator[tuple[slice, Tensor]]:
     if mode == "up":
-        for chunk, gradients in train.row_gradients():
+        row_bytes = 2 * solved.shape[1] * solved.dtype.itemsize
+        for chunk, gradients in train.row_gradients(row_bytes):
             # I = Xᵀ Gᵀ                                                (rows, p) × (p, b)
             yield slice(chunk.start, chunk.stop), solved.T @ gradients.T.to(solved.dtype)
     else:

@@ -190,7 +190,8 @@ class Influence:
         Influence
             Itself.
         """
-        risk = self.risk(train, names=names, what="training data")
+        with _telling("training data"):
+            risk = self._new_risk(train, names)
         self._fingerprint = risk.model.fingerprint()
         self._operator = self._make_curvature(risk)
         self._prepared = self.method.prepare(self._operator)
@@ -203,7 +204,12 @@ class Influence:
     ) -> EmpiricalRisk:
         """The mean loss over some rows, with this model, loss and parameters."""
         with _telling(what):
-            return EmpiricalRisk(self.model, self.loss, data, names=names, **self._options)
+            # Model and loss have been probed by fit(): rows of the same form need no second time.
+            known = None if self._train is None else self._train.over(data, names)
+            return known or self._new_risk(data, names)
+
+    def _new_risk(self, data: Any, names: Sequence[Any] | None) -> EmpiricalRisk:
+        return EmpiricalRisk(self.model, self.loss, data, names=names, **self._options)
 
     @property
     def damping(self) -> float:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from upweight.autodiff import Autodiff, gradient
-from upweight.checks import check_rows, describe, find_features, probe
+from upweight.checks import (
+    check_repeatable,
+    check_rows,
+    describe,
+    find_features,
+    probe,
+    same_form,
+)
 from upweight.functional import FunctionalModel, default_target
 from upweight.losses import RowLoss
 from upweight.operator import wide
@@ -131,6 +138,16 @@ class EmpiricalRisk:
         other._losses = None
         return other
 
+    def over(self, data: Any, names: Sequence[Any] | None = None) -> EmpiricalRisk | None:
+        """The same model and loss over new rows, checked; None if the rows have another form."""
+        rows = Rows(data, names)
+        if not same_form(self.rows, rows):
+            return None
+        other = self.with_rows(rows)
+        check_repeatable(rows, self._prepare)
+        other._losses = check_rows(other)
+        return other
+
     @property
     def n(self) -> int:
         """The number of rows."""
@@ -198,12 +215,15 @@ class EmpiricalRisk:
 
     # --- gradients with respect to the parameters -------------------------------------------------
 
-    def row_gradients(self) -> Iterator[tuple[Chunk, Tensor]]:
-        """G in chunks of rows: (chunk, (b, p)), never all of it."""
+    def row_gradients(self, row_bytes: float = 0.0) -> Iterator[tuple[Chunk, Tensor]]:
+        """G in chunks of rows: (chunk, (b, p)), never all of it.
+
+        `row_bytes` is what the caller makes of each row, to be counted with the memory of a chunk.
+        """
         with self.model.evaluating():
             theta = self.model.parameters()
-            row_bytes = 2 * self.p * self.dtype.itemsize + 2 * self.activation_bytes
-            for chunk in self.chunks(row_bytes):
+            own = 2 * self.p * self.dtype.itemsize + 2 * self.activation_bytes
+            for chunk in self.chunks(row_bytes + own):
                 yield chunk, self._chunk_gradients(theta, chunk)
 
     def _chunk_gradients(self, theta: Any, chunk: Chunk) -> Tensor:

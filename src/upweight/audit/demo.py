@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
@@ -200,7 +200,8 @@ def write_run(result: WineResult, path: str | os.PathLike[str], *, top: int = 20
             folder / "feature_influence.parquet"
         )
         result.scores.save(folder / "scores")
-        save_file(dict(result.model.state_dict()), folder / "model.safetensors")
+        weights = serialize(dict(result.model.state_dict()))
+        (folder / "model.safetensors").write_bytes(weights)
         text = json.dumps(result.certificate.to_dict(), indent=2)
         (folder / "certificate.json").write_text(text, encoding="utf-8")
         report.write(demo_report.build(result, top), folder / "report.html")

@@ -66,19 +66,21 @@ def dense_hessian(risk: EmpiricalRisk) -> tuple[Tensor, int] | None:
             output, inputs = taps(shifts, chunk.batch)
             return risk.row_loss(output, target).sum(), inputs
 
-        slopes = grad(loss, has_aux=True)
-
-        def moved(shifts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            g, a = slopes(shifts)
-            return g, [a[l] for l in taps.moving]
+        def moved(shifts: list[Tensor]) -> list[Tensor]:
+            inputs = taps(shifts, chunk.batch)[1]
+            return [inputs[l] for l in taps.moving]
 
         zeros = taps.zeros(len(chunk))
-        g, a = slopes(zeros)  # per layer (b, o) and (b, i)
+        g, pull, a = vjp(grad(loss, has_aux=True), zeros, has_aux=True)  # per layer (b, o), (b, i)
         extended = taps.extend(a)
-        for group, (curved, inner) in taps.pushforward(moved, zeros):
-            sums.add_tangents(group, curved, extended)  # per layer (Σ q, b, o)
-            for l, pushed in zip(taps.moving, inner, strict=True):  # (Σ q, b, i)
-                sums.add_inner(l, group, pushed, g[l], extended)
+        for group, coordinates in taps.coordinates(zeros):
+            curved = taps.pullback(pull, coordinates)  # M is symmetric; per layer (Σ q, b, o)
+            sums.add_tangents(group, curved, extended)
+        if taps.moving:
+            a, pull = vjp(moved, zeros)
+            for group, coordinates in taps.coordinates(a):
+                inner = taps.pullback(pull, coordinates)  # per layer (Σ i, b, q)
+                sums.add_inner([taps.moving[l] for l in group], inner, g, extended)
 
     return _dense(risk, add, lambda taps: taps.total * (taps.total + taps.moving_inputs))
 
@@ -106,16 +108,17 @@ def dense_gram(
         zeros = taps.zeros(len(chunk))
         output, pull, a = vjp(lambda shifts: taps(shifts, chunk.batch), zeros, has_aux=True)
 
-        def pullback(cotangents: Tensor) -> list[Tensor]:
-            what = "transposed products"
-            return risk.autodiff.rows(lambda u: pull(u)[0], cotangents, what=what)
-
-        if roots is None:
-            for group, pushed in taps.pushforward(lambda s: taps(s, chunk.batch)[0], zeros):
-                curved = pullback(multiply(chunk, output, pushed))
-                sums.add_tangents(group, curved, taps.extend(a))
-        else:
-            sums.add_roots(pullback(roots(chunk, output).transpose(0, 1)), taps.extend(a))
+        extended = taps.extend(a)
+        if roots is not None:
+            cotangents = roots(chunk, output).transpose(0, 1)
+            sums.add_roots(taps.pullback(pull, cotangents), extended)
+            return
+        for group, coordinates in taps.coordinates(zeros):
+            pushed = risk.autodiff.pushforward(
+                lambda shifts: taps(shifts, chunk.batch)[0], zeros, coordinates
+            )
+            curved = taps.pullback(pull, multiply(chunk, output, pushed))
+            sums.add_tangents(group, curved, extended)
 
     return _dense(
         risk, add, lambda taps: taps.total * (taps.total if roots is None else root_count)
@@ -174,6 +177,12 @@ class Layer:
         parts = [] if self.weight is None else [a]
         parts += [] if self.bias is None else [torch.ones_like(a[:, :1])]
         return torch.cat(parts, dim=1)
+
+    @property
+    def places(self) -> slice:
+        """The entries of θ; weight and bias are next to each other."""
+        start = min(start for start, _ in self.segments())
+        return slice(start, start + self.outputs * self.columns)
 
     def segments(self) -> list[tuple[int, slice]]:
         """Where in θ, as (o, columns) row after row, which columns of ã begin."""
@@ -271,21 +280,24 @@ class Taps:
         whole = torch.zeros(b, self.total, dtype=self.risk.dtype, device=self.risk.device)
         return list(whole.split(self.sizes, dim=1))
 
-    def pushforward(
-        self, function: Callable[[list[Tensor]], Any], zeros: list[Tensor]
-    ) -> Iterator[tuple[range, Any]]:
-        """Derivatives of a function of δ along coordinates of δ, each in all rows at once.
+    def coordinates(self, tensors: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
+        """Unit vectors for tensors (b, s), the same in all rows, some tensors at a time.
 
-        Yields a range of layers, and the derivatives (k, …) along the k outputs that they have.
+        Yields the indices of those tensors, and for every tensor (k, b, s), k their Σ s.
         """
-        risk, b = self.risk, len(zeros[0])
-        together = TANGENT_BYTES / (3 * b * risk.activation_bytes)
-        basis = torch.eye(self.total, dtype=risk.dtype, device=risk.device)
-        for group in groups(self.sizes, together):
-            start = sum(self.sizes[: group.start])
-            block = basis[start : start + sum(self.sizes[l] for l in group)]  # (k, D)
-            tangents = [e[:, None].expand(-1, b, -1) for e in block.split(self.sizes, dim=1)]
-            yield group, risk.autodiff.pushforward(function, zeros, tangents)
+        sizes = [t.shape[1] for t in tensors]
+        b, dtype, device = len(tensors[0]), tensors[0].dtype, tensors[0].device
+        together = TANGENT_BYTES / (3 * b * self.risk.activation_bytes)
+        identity = torch.eye(sum(sizes), dtype=dtype, device=device)
+        for group in groups(sizes, together):
+            start = sum(sizes[: group.start])
+            block = identity[start : start + sum(sizes[i] for i in group)]
+            yield group, [e[:, None].expand(-1, b, -1) for e in block.split(sizes, dim=1)]
+
+    def pullback(self, pull: Callable[[Any], Any], cotangents: Any) -> list[Tensor]:
+        """uᵀ ∂/∂δ for k cotangents (k, …): per layer (k, b, o)."""
+        rows = self.risk.autodiff.rows
+        return rows(lambda u: pull(u)[0], cotangents, what="transposed products")
 
     def probe(self) -> None:
         """Try a few rows: θ must act through the layers only, and rows must stay where they are."""
@@ -332,6 +344,25 @@ def groups(sizes: Sequence[int], most: float) -> Iterator[range]:
 # --- sums over rows ------------------------------------------------------------------------------
 
 
+class Triangle:
+    """The entries i ≥ j of a square, in the order of their rows.
+
+    Attributes
+    ----------
+    rows, columns, flat
+        i, j and their flat position in the square.
+    places
+        For every entry (size, size) of a symmetric matrix, where among these it is.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.rows, self.columns = torch.tril_indices(size, size, device=device)
+        self.flat = self.rows * size + self.columns
+        low, high = torch.arange(size, device=device), torch.arange(size, device=device)[:, None]
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+        self.places = high * (high + 1) // 2 + low
+
+
 class Sums:
     """The sums over rows that make up the matrix, by pairs of layers, in the order of the products.
 
@@ -346,13 +377,15 @@ class Sums:
         For l = m Σ M[o,q] ã[i] ã[j] for o ≥ q and i ≥ j, (o·(o+1)/2, i·(i+1)/2): it is symmetric in both
         pairs. For m < l (q·o, i·j).
     inner
-        For l ≠ m Σ A_lm[i,q] g_l[o] ã_m[j] as (columns, o, j), and which (q, i) the columns are: where
-        A_lm is zero in all rows nothing is kept. Elementwise functions leave only its diagonal.
+        For l ≠ m Σ A_lm[i,q] g_l[o] ã_m[j] as (columns, o, j), and which (i, q) the columns are:
+        where A_lm is zero in all rows nothing is kept. Elementwise functions leave only a diagonal.
     """
 
     def __init__(self, risk: EmpiricalRisk, layers: Sequence[Layer]) -> None:
         self.risk = risk
         self.layers = tuple(layers)
+        sizes = {layer.outputs for layer in layers} | {layer.columns for layer in layers}
+        self.triangles = {size: Triangle(size, risk.device) for size in sizes}
         self.wide = wide(risk.dtype, risk.device)
         self.outer: dict[tuple[int, int], Tensor] = {}
         self.inner: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -386,23 +419,29 @@ class Sums:
         """For M_lm as (b, q, o)."""
         left, right = extended[l], extended[m]
         if l == m:
-            part = symmetric_product(moment, left)
+            o, i = moment.shape[1], left.shape[1]
+            part = symmetric_product(moment, left, self.triangles[o], self.triangles[i])
         else:
             part = triple_product(moment.flatten(1), left, right).flatten(1)
         known = self.outer.get((l, m))
         self.outer[l, m] = part if known is None else known.to(self.wide).add_(part)
 
     def add_inner(
-        self, l: int, group: range, pushed: Tensor, slope: Tensor, extended: Sequence[Tensor]
+        self,
+        group: Sequence[int],
+        pulled: Sequence[Tensor],
+        slopes: Sequence[Tensor],
+        extended: Sequence[Tensor],
     ) -> None:
-        """Add a chunk by A_lm for a group of layers m, (Σ q, b, i); g_l (b, o); ã (b, j)."""
-        sizes = [self.layers[m].outputs for m in group]
-        for m, block in zip(group, pushed.split(sizes), strict=True):
-            alive = (block != 0).any(1)  # (q, i)
-            if bool(alive.any()):
-                columns = block.transpose(0, 1)[:, alive]
-                part = triple_product(columns, slope, extended[m])
-                self.inner[l, m] = self._merge(self.inner.get((l, m)), alive, part)
+        """Add a chunk by A_lm for a group of layers l, for every m (Σ i, b, q); g; ã (b, j)."""
+        sizes = [self.layers[l].inputs for l in group]
+        for m, whole in enumerate(pulled):
+            for l, block in zip(group, whole.split(sizes), strict=True):
+                alive = (block != 0).any(1)  # (i, q)
+                if bool(alive.any()):
+                    columns = block.transpose(0, 1)[:, alive]
+                    part = triple_product(columns, slopes[l], extended[m])
+                    self.inner[l, m] = self._merge(self.inner.get((l, m)), alive, part)
 
     def _merge(
         self, known: tuple[Tensor, Tensor] | None, alive: Tensor, part: Tensor
@@ -432,7 +471,7 @@ class Sums:
         layer = self.layers[l]
         o, i = layer.outputs, layer.columns
         part = self.outer.pop((l, l))
-        places, inner = triangle(o, part.device)[1], triangle(i, part.device)[1].flatten()
+        places, inner = self.triangles[o].places, self.triangles[i].places.flatten()
         step = max(1, PIECE // (o * i * i))
         for start in range(0, o, step):
             lines = places[start : start + step]  # (s, q)
@@ -444,14 +483,13 @@ class Sums:
         part = self.outer.pop((l, m)).to(self.wide)
         block = part.view(two.outputs, one.outputs, one.columns, two.columns)  # (q, o, i, j)
         block = block.permute(1, 2, 0, 3)  # (o, i, q, j)
-        mirrored = block.permute(2, 3, 0, 1)
-        for key, view in (((l, m), block), ((m, l), mirrored)):
+        for key, view in (((l, m), block), ((m, l), block.permute(2, 3, 0, 1))):
             if key in self.inner:
                 alive, values = self.inner.pop(key)
-                at = view.permute(2, 1, 0, 3)[:, : alive.shape[1]]  # (q, i, o, j)
+                at = view.permute(1, 2, 0, 3)[: len(alive)]  # (i, q, o, j)
                 at[alive] += values.to(self.wide)
         self._write(matrix, l, m, block)
-        self._write(matrix, m, l, mirrored)
+        matrix[two.places, one.places] = matrix[one.places, two.places].T
 
     def _write(self, matrix: Tensor, l: int, m: int, block: Tensor, first: int = 0) -> None:
         """Write a block (s, i, q, j) over n, whose rows begin with output `first` of layer l."""
@@ -465,27 +503,17 @@ class Sums:
                 torch.div(block[:, i, :, j], self.risk.n, out=place)
 
 
-def triangle(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Flat positions of the entries i ≥ j of a square, and for every entry (size, size) its place."""
-    rows, columns = torch.tril_indices(size, size, device=device)
-    places = torch.empty(size, size, dtype=torch.long, device=device)
-    places[rows, columns] = places[columns, rows] = torch.arange(len(rows), device=device)
-    return rows * size + columns, places
-
-
 def take_columns(x: Tensor, index: Tensor) -> Tensor:
     """x[:, index]; `torch.gather` is several times faster at it than indexing (torch 2.13)."""
     return torch.gather(x, 1, index.expand(len(x), -1))
 
 
-def symmetric_product(moment: Tensor, a: Tensor) -> Tensor:
+def symmetric_product(moment: Tensor, a: Tensor, outer: Triangle, inner: Triangle) -> Tensor:
     """Σ_b M[b,o,q] a[b,i] a[b,j] for o ≥ q and i ≥ j, for M symmetric in o and q."""
-    size, width = moment.shape[2], a.shape[1]
-    packed = take_columns(moment.flatten(1), triangle(size, a.device)[0])  # (b, o·(o+1)/2)
-    kept = triangle(width, a.device)[0]
-    if width < 2 * packed.shape[1]:
-        return packed.T @ (take_columns(a, kept // width) * take_columns(a, kept % width))
-    return take_columns(triple_product(packed, a, a).flatten(1), kept)
+    packed = take_columns(moment.flatten(1), outer.flat)  # (b, o·(o+1)/2)
+    if a.shape[1] < 2 * packed.shape[1]:
+        return packed.T @ (take_columns(a, inner.rows) * take_columns(a, inner.columns))
+    return take_columns(triple_product(packed, a, a).flatten(1), inner.flat)
 
 
 def triple_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:

@@ -10,10 +10,9 @@ style works too.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, SupportsFloat
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
+
+from upweight.audit.inputs import class_positions, finite_vector, row_mask, short_label
 
 __all__ = [
     "draw",
@@ -120,7 +121,7 @@ def plot_losses(losses: pd.DataFrame, ax: Axes | None = None) -> Axes:
             color=SERIES[j % len(SERIES)],
             linestyle=DASHES[j % len(DASHES)],
             linewidth=1.8,
-            label=_label(losses.columns[j]),
+            label=short_label(losses.columns[j]),
         )
     ax.set_xlabel("epoch")
     ax.set_ylabel("mean loss per row (lower is better)")
@@ -153,7 +154,7 @@ def plot_confusion(
     The tint (blue where both agree, red where not) only underlines the count: it is faint enough
     for the text colour of the figure to be read on it, whether that is black or white.
     """
-    given, predicted, names = _classes(y_true, y_pred, labels)
+    given, predicted, names = class_positions(y_true, y_pred, labels)
     k = len(names)
     counts = np.zeros((k, k), dtype=np.int64)
     np.add.at(counts, (given, predicted), 1)
@@ -213,14 +214,14 @@ def plot_score_distribution(
     -----
     The counts are on a log axis: a handful of bad rows stays visible beside thousands of good ones.
     """
-    values = _vector(scores, "scores")
-    mask = _mask(marked, len(values))
+    values = finite_vector(scores, "scores")
+    mask = row_mask(marked, len(values))
     edges = _edges(values) if isinstance(bins, str) and bins == "auto" else bins
     edges = np.histogram_bin_edges(values, edges)
 
     ax = _axes(ax)
     tallest = 1.0
-    for part, colour, name in ((~mask, BLUE, "other rows"), (mask, RED, _label(marked_label))):
+    for part, colour, name in ((~mask, BLUE, "other rows"), (mask, RED, short_label(marked_label))):
         if marked is None:
             name = "training rows"
         if not part.any():
@@ -268,7 +269,7 @@ def plot_feature_influence(
     top
         Show only that many features, the strongest in either direction.
     """
-    bars = _vector(values, "values")
+    bars = finite_vector(values, "values")
     if len(feature_names) != len(bars):
         raise ValueError(
             f"feature_names must have one name for each of the {len(bars)} values, "
@@ -277,7 +278,7 @@ def plot_feature_influence(
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, or None for all features; got {top}")
     order = np.argsort(-np.abs(bars), kind="stable")[:top]
-    bars, names = bars[order], [_label(feature_names[i]) for i in order]
+    bars, names = bars[order], [short_label(feature_names[i]) for i in order]
 
     ax = _axes(ax)
     position = np.arange(len(bars))
@@ -321,12 +322,12 @@ def plot_method_comparison(
     On the dashed line both agree. Pearson's r compares the values and Spearman's ρ the ranks only;
     neither notices a common factor, the line does.
     """
-    x, y = _vector(reference, "reference"), _vector(approximate, "approximate")
+    x, y = finite_vector(reference, "reference"), finite_vector(approximate, "approximate")
     if len(x) != len(y):
         raise ValueError(
             f"reference and approximate must score the same rows, got {len(x)} and {len(y)} scores"
         )
-    mask = _mask(marked, len(x))
+    mask = row_mask(marked, len(x))
 
     ax = _axes(ax)
     ax.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1.2, zorder=1)
@@ -343,7 +344,7 @@ def plot_method_comparison(
     for line, text in enumerate((f"Pearson r = {pearson}", f"Spearman ρ = {spearman}")):
         ax.text(0.03, 0.96 - 0.08 * line, text, transform=ax.transAxes, va="top", zorder=4)
     ax.set_xlabel(f"reference influence: {DIRECTION}")
-    ax.set_ylabel(f"{_label(name, limit=16)}: {DIRECTION}")
+    ax.set_ylabel(f"{short_label(name, limit=16)}: {DIRECTION}")
     _tidy(ax, grid="both")
     return ax
 
@@ -376,66 +377,8 @@ def _legend_above(ax: Axes) -> None:
     )
 
 
-def _label(text: object, limit: int = 24) -> str:
-    """Text from data, fit for a figure: one line, not too long, and never read as mathematics."""
-    # Cc, Cf: control characters, and marks that would turn the direction of the text around them.
-    kept = "".join(
-        c if c.isprintable() else " " for c in str(text) if unicodedata.category(c) != "Cf"
-    )
-    kept = " ".join(kept.split()) or "(empty)"
-    if len(kept) > limit:
-        tail = limit // 3  # the end of a name often tells it from the next one
-        kept = f"{kept[: limit - tail - 1]}…{kept[-tail:]}"
-    if matplotlib.rcParams["text.parse_math"]:
-        kept = kept.replace("$", r"\$")
-    return kept
-
-
 def _count(value: float, position: int | None = None) -> str:
     return f"{value:,.0f}"
-
-
-def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"{name} must be a vector (n,) of at least one number, got shape {array.shape}"
-        )
-    wrong = np.flatnonzero(~np.isfinite(array))
-    if wrong.size:
-        raise ValueError(
-            f"{name} must be finite, got {array[wrong[0]]} at position {wrong[0]} "
-            f"({wrong.size} of {array.size} are not finite)"
-        )
-    return array
-
-
-def _mask(marked: ArrayLike | None, n: int) -> NDArray[np.bool_]:
-    mask = np.zeros(n, dtype=np.bool_)
-    if marked is None:
-        return mask
-    given = np.asarray(marked)
-    if given.dtype == np.bool_:
-        if given.shape != (n,):
-            raise ValueError(
-                f"marked must have one boolean for each of the {n} rows, got shape {given.shape}"
-            )
-        return given
-    if given.size == 0:
-        return mask
-    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
-        raise ValueError(
-            f"marked must be ({n},) booleans or integer positions, "
-            f"got shape {given.shape} of {given.dtype}"
-        )
-    # A 0/1 mask of integers would be taken for the rows 0 and 1: its repetitions give it away.
-    if given.min() < 0 or given.max() >= n or len(np.unique(given)) != len(given):
-        raise ValueError(
-            f"marked positions must be distinct and between 0 and {n - 1}, "
-            f"got {len(given)} from {given.min()} to {given.max()}; a mask must be of booleans"
-        )
-    mask[given] = True
-    return mask
 
 
 def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -454,45 +397,6 @@ def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     edges = np.arange(first, last + 1) * width
     edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())  # round-off
     return edges
-
-
-def _classes(
-    y_true: ArrayLike, y_pred: ArrayLike, labels: Sequence[Any] | None
-) -> tuple[NDArray[np.intp], NDArray[np.intp], list[str]]:
-    """Class positions of both vectors, and the names to write beside them."""
-    given, predicted = pd.Series(np.asarray(y_true)), pd.Series(np.asarray(y_pred))
-    if len(given) != len(predicted) or given.empty:
-        raise ValueError(
-            "y_true and y_pred must have one label each for the same rows, "
-            f"got {len(given)} and {len(predicted)} labels"
-        )
-    absent = np.flatnonzero(given.isna() | predicted.isna())
-    if absent.size:
-        raise ValueError(
-            f"every row must have a given and a predicted label; row {absent[0]} lacks one"
-        )
-    found = set(given) | set(predicted)
-    names = sorted(found, key=_sortable) if labels is None else list(labels)
-    classes = names if found <= set(names) else range(len(names))
-    position = {value: i for i, value in enumerate(classes)}
-    unknown = [value for value in found if value not in position]
-    if unknown:
-        unknown = [value for value in unknown if value not in names] or unknown
-        raise ValueError(
-            f"labels must name every class, got {names!r:.200} "
-            f"without {min(unknown, key=_sortable)!r}"
-        )
-    return (
-        np.array([position[value] for value in given]),
-        np.array([position[value] for value in predicted]),
-        [_label(name, limit=16) for name in names],
-    )
-
-
-def _sortable(value: object) -> tuple[bool, float, str]:
-    if isinstance(value, SupportsFloat) and not isinstance(value, str):
-        return (False, float(value), "")
-    return (True, 0.0, str(value))
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import upweight as uw
 
@@ -68,6 +76,77 @@ class RandomForward(nn.Module):
 class BatchStatistics(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+
+
+class NoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Squeezed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+class Pooled(nn.Module):
+    """A mean over positions, whether they are padding or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).mean(1)
+
+
+class Undecodable(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> str:
+        return b"\xff".decode()
+
+
+@dataclass
+class Batch:
+    x: Tensor
+    y: Tensor
+
+
+def padded(rows: list[Any]) -> tuple[Tensor, Tensor]:
+    x = nn.utils.rnn.pad_sequence([x for x, _ in rows], batch_first=True)
+    return x, torch.stack([y for _, y in rows])
+
+
+def with_penalty() -> uw.Influence:
+    model = network()
+    return fit(
+        model=model,
+        loss=lambda o, t: F.cross_entropy(o, t) + sum(p.square().sum() for p in model.parameters()),
+    )
+
+
+def forward_of_another_model() -> uw.Influence:
+    other = network()
+    return fit(forward=lambda m, b: other(b[0]))
+
+
+def weighted_with_one_class_probed() -> uw.Influence:
+    y = torch.zeros(60, dtype=torch.int64)
+    y[[3, 20]] = 1  # not among the probed rows
+    return fit(
+        (torch.randn(60, 4), y),
+        loss=lambda o, t: F.cross_entropy(o, t, weight=torch.tensor([1.0, 30.0, 1.0])),
+    )
+
+
+def loader(**options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, Y), **options)
 
 
 def frozen() -> nn.Module:
@@ -209,6 +288,84 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "visits every row of its data set once.*Subset",
     ),
+    "loader that draws rows anew": (
+        lambda: fit(loader(sampler=RandomSampler(X, replacement=True))),
+        TypeError,
+        "with a RandomSampler",
+    ),
+    "loader of a batch sampler that repeats rows": (
+        lambda: fit(
+            loader(batch_sampler=BatchSampler(WeightedRandomSampler(torch.ones(12), 12), 4, False))
+        ),
+        TypeError,
+        "with a WeightedRandomSampler",
+    ),
+    "loader of some batches": (
+        lambda: fit(loader(batch_sampler=[[0, 1], [2, 3]])),
+        TypeError,
+        "visits every row",
+    ),
+    "class weights where the probed rows have one class": (
+        weighted_with_one_class_probed,
+        ValueError,
+        "expected a loss that is the mean of one loss per row, as it is on the first rows",
+    ),
+    "loss with a penalty on parameters": (
+        with_penalty,
+        ValueError,
+        r"uses parameters of the model by itself \(0.weight",
+    ),
+    "model without gradients": (
+        lambda: fit(model=NoGrad()),
+        ValueError,
+        "does not depend on the chosen parameters.*no_grad",
+    ),
+    "forward of another model": (
+        forward_of_another_model,
+        ValueError,
+        "does not depend on the chosen parameters.*another model",
+    ),
+    "output squeezed for one row": (
+        lambda: fit((X, torch.randn(12)), Squeezed(nn.Linear(4, 1)), F.mse_loss),
+        ValueError,
+        r"got \(\).*Use squeeze\(-1\)",
+    ),
+    "padding that counts": (
+        lambda: fit(
+            DataLoader(
+                [(torch.randn(2 + i % 3, 4), Y[i]) for i in range(12)],  # type: ignore[arg-type]
+                collate_fn=padded,
+            ),
+            Pooled(),
+        ),
+        ValueError,
+        "Padding that counts",
+    ),
+    "batch as a dataclass": (
+        lambda: fit(loader(collate_fn=lambda rows: Batch(*map(torch.stack, zip(*rows))))),  # noqa: B905
+        TypeError,
+        "tensors in tuples, lists and dicts; got a Batch",
+    ),
+    "rows that cannot be read": (lambda: fit(Undecodable()), ValueError, "training data: 'utf-8'"),
+    "damping below what double precision can tell": (
+        lambda: fit(damping=1e-25),
+        ValueError,
+        "singular to working precision",
+    ),
+    "singular up to single precision": (
+        lambda: fit((torch.randn(60, 4), torch.arange(60) % 3), nn.Linear(4, 3), damping=0.0),
+        ValueError,
+        r"A \+ 0·I is singular",
+    ),
+    "Fisher of labels that the loss ignores": (
+        lambda: fit(
+            (X, changed(Y, 4, -100)),
+            loss=nn.CrossEntropyLoss(reduction="sum"),
+            curvature="fisher",
+        ),
+        ValueError,
+        "Fisher 'exact' is not defined where the loss ignores labels",
+    ),
     "random augmentation": (lambda: fit(Augmented()), ValueError, "augmentation"),
     "text in an array": (
         lambda: fit((np.array([["a"]] * 12), Y)),
@@ -280,3 +437,57 @@ def test_pandas_index_names_the_rows() -> None:
     scores = fit((frame, Y)).scores((X[:2], Y[:2]))
     assert list(scores.train_names[:2]) == ["r0", "r1"]
     assert list(scores.test_names) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["array", "series", "tensor"])
+def test_names_of_any_kind_are_used(kind: str) -> None:
+    pd = pytest.importorskip("pandas")
+    wanted = np.arange(100, 112)
+    names = {"array": wanted, "series": pd.Series(wanted), "tensor": torch.tensor(wanted)}[kind]
+    assert list(uw.Rows((X, Y), names).names) == list(wanted)
+
+
+def test_multi_index_names_rows_by_tuples() -> None:
+    pd = pytest.importorskip("pandas")
+    index = pd.MultiIndex.from_product([["a", "b"], range(6)])
+    rows = uw.Rows((pd.DataFrame(X.numpy(), index=index), Y))
+    assert rows.names[7] == ("b", 1)
+
+
+def test_a_data_set_that_transforms_its_tensors_is_asked() -> None:
+    class Scaled(TensorDataset):
+        def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+            x, y = super().__getitem__(i)
+            return 10 * x, y
+
+    for rows in (uw.Rows(Scaled(X, Y)), uw.Rows(DataLoader(Scaled(X, Y), batch_size=5))):
+        assert torch.equal(rows.batch(0, 12)[0], 10 * X)
+
+
+def test_a_refit_that_fails_changes_nothing() -> None:
+    influence = fit()
+    wanted = influence.scores((X[:2], Y[:2])).values
+    with pytest.raises(ValueError, match="not finite"):
+        influence.fit((changed(X, 1, float("nan")), Y))
+
+    def fails(risk: object) -> None:
+        raise MemoryError
+
+    influence._make_curvature = fails  # type: ignore[assignment]
+    with pytest.raises(MemoryError):
+        influence.fit((2 * X, Y))
+    assert torch.equal(influence.scores((X[:2], Y[:2])).values, wanted)
+    with torch.no_grad():
+        influence.model[0].weight.mul_(2)  # type: ignore[index]
+    with pytest.raises(MemoryError):
+        influence.fit((X, Y))
+    with pytest.raises(RuntimeError, match="changed since fit"):
+        influence.scores((X[:2], Y[:2]))
+
+
+def test_other_parameters_than_at_fit_are_refused() -> None:
+    influence = fit()
+    influence.model[0].requires_grad_(False)  # type: ignore[index]
+    assert influence.scores((X[:2], Y[:2])).shape == (2, 12)  # rows of the same form: as fitted
+    with pytest.raises(RuntimeError, match="other parameters have requires_grad"):
+        influence.scores((X[:2].double(), Y[:2]))

@@ -144,3 +144,14 @@ def test_public_names_are_all_there() -> None:
         assert getattr(uw, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         uw.nope  # noqa: B018
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("upweight.audit.demo.run_wine", None)
+    with pytest.raises(SystemExit) as caught:
+        run("demo", "wine", "--out", str(tmp_path / "file" / "run"))
+    assert caught.value.code == 2
+    assert "no folder to write to" in capsys.readouterr().err

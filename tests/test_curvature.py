@@ -186,3 +186,12 @@ def test_fisher_without_a_distribution_is_refused() -> None:
 )
 def test_losses_whose_distribution_is_not_known(loss: nn.Module) -> None:
     assert losses.output_distribution(loss) is None
+
+
+def test_fisher_of_an_output_without_dimensions() -> None:
+    """One number per row, (b,): the products as the dense matrix."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)).double()
+    rows = (torch.randn(6, 3).double(), torch.randn(6).double())
+    risk = uw.EmpiricalRisk(model, torch.nn.functional.mse_loss, rows)
+    v = torch.randn(risk.p, 2, dtype=torch.float64)
+    torch.testing.assert_close(uw.Fisher(risk) @ v, uw.GGN(risk).dense() @ v)

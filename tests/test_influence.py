@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,139 @@ def test_low_precision_accumulates_in_float32() -> None:
     got = fitted(case).scores(case.test).values
     assert got.dtype == torch.float32
     assert error(got, wanted) < 0.05
+
+
+class Embedded(torch.nn.Module):
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(6, 3, **options)  # type: ignore[arg-type]
+        self.head = torch.nn.Linear(3, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.embedding(tokens)).mean(1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 0}, {"scale_grad_by_freq": True}, {"max_norm": 0.5}]
+)
+def test_forward_and_reverse_mode_agree_on_embeddings(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = Embedded(**options).double()
+    before = copy.deepcopy(model.state_dict())
+    tokens, y = torch.randint(6, (9, 4)), torch.randint(2, (9,))
+    risk = uw.EmpiricalRisk(model, torch.nn.functional.cross_entropy, (tokens, y))
+    rows = torch.cat([g for _, g in risk.row_gradients()])
+    v = torch.randn(risk.p, 1, dtype=torch.float64)
+    torch.testing.assert_close(risk.matmul(v), rows @ v)
+    torch.testing.assert_close(risk.gradient(), rows.mean(0))
+    for curvature in (uw.GGN(risk), uw.Hessian(risk)):
+        torch.testing.assert_close(curvature @ v, curvature.dense() @ v)
+    assert all(torch.equal(before[k], t) for k, t in model.state_dict().items())
+    assert all(getattr(model.embedding, k) == value for k, value in options.items())
+    assert not model.embedding._forward_hooks
+
+
+class Remembering(torch.nn.Module):
+    """Counts its calls in a buffer and keeps an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.seen = self.linear(x)
+        return self.seen
+
+
+def test_what_a_forward_function_leaves_behind_is_undone() -> None:
+    case = make("linear_no_bias")
+    x, y = torch.randn(7, 4).double(), case.train[1]
+    model = Remembering().double()
+    influence = uw.Influence(model, case.loss, damping=DAMPING).fit((x, y))
+    influence.scores((x, y))
+    assert model.seen is None
+    assert float(model.calls) == 0.0
+    copy.deepcopy(model)
+    model.calls += 1  # no part of state_dict()
+    with pytest.raises(RuntimeError, match="changed since fit"):
+        influence.scores((x, y))
+
+
+def test_an_open_pass_leaves_the_callers_state_alone() -> None:
+    case = make("batch_norm_and_dropout")
+    case.model.train()
+    risk = uw.EmpiricalRisk(case.model, case.loss, case.train, batch_size=2)
+    columns = torch.randn(risk.p, 1, dtype=torch.float64)
+    for _ in zip(risk.row_gradients(), risk.feature_gradients(columns), strict=False):
+        assert torch.is_grad_enabled()
+        assert case.model.training
+    assert torch.is_grad_enabled()
+    assert case.model.training
+
+
+def test_grad_modes_of_the_caller_change_nothing() -> None:
+    case = make("mlp")
+    wanted = fitted(case).scores(case.test).values
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            assert error(fitted(case).scores(case.test).values, wanted) < 1e-12
+
+
+def test_a_tied_weight_goes_by_both_names() -> None:
+    case = make("tied_weights")
+    risk = uw.EmpiricalRisk(case.model, case.loss, case.train, parameters="again.*")
+    assert risk.model.names == ("encode.weight", "again.bias")
+
+
+def test_batches_may_hold_text_and_nothing() -> None:
+    case = make("mlp")
+    wanted = fitted(case).scores(case.test).values
+
+    def collate(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> object:
+        x, y = default_collate(rows)
+        return UserDict(x=x, y=y, name=[f"row {i}" for i in range(len(rows))], mask=None)
+
+    influence = uw.Influence(
+        case.model,
+        case.loss,
+        damping=DAMPING,
+        forward=lambda model, batch: model(batch["x"]),
+        target=lambda batch: batch["y"],
+    ).fit(DataLoader(TensorDataset(*case.train), collate_fn=collate))
+    scores = influence.scores(DataLoader(TensorDataset(*case.test), collate_fn=collate))
+    assert error(scores.values, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
+def test_padding_to_the_longest_of_a_batch_changes_nothing(batch_size: int | None) -> None:
+    """Rows of several lengths, padded by the collate_fn; a label for every position."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 3).double()
+    rows = [(torch.randn(2 + i % 3, 2), torch.randint(3, (2 + i % 3,))) for i in range(7)]
+
+    def collate(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        pad = torch.nn.utils.rnn.pad_sequence
+        return (
+            pad([x for x, _ in rows], batch_first=True),
+            pad([y for _, y in rows], batch_first=True, padding_value=-100),
+        )
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        each = torch.nn.functional.cross_entropy(output, target, reduction="none")
+        return each.sum(1) / (target != -100).sum(1)
+
+    def scores(batch_size: int | None) -> torch.Tensor:
+        loader = DataLoader(rows, collate_fn=collate)  # type: ignore[arg-type]
+        influence = uw.Influence(
+            model,
+            loss,
+            damping=DAMPING,
+            batch_size=batch_size,
+            forward=lambda m, batch: m(batch[0]).transpose(1, 2),
+        )
+        return influence.fit(loader).scores(loader).values
+
+    assert error(scores(batch_size), scores(7)) < 1e-12

@@ -196,3 +196,36 @@ def test_sinks_take_blocks_in_any_order(kind: str, tmp_path: Path) -> None:
         for columns in (slice(4, 7), slice(0, 4)):
             sink.write(rows, columns, wanted[rows, columns])
     assert torch.equal(torch.as_tensor(np.asarray(sink.finish()[:])), wanted)
+
+
+@pytest.mark.parametrize("names", [[1j, 2j, 3j], [2**70, 1, 2], [(1, "a"), (1, "b"), (2, "a")]])
+def test_names_that_no_table_knows_are_stored_as_text(names: list[object], tmp_path: Path) -> None:
+    index = pd.Index(names)
+    back = uw.Scores.load(uw.Scores(VALUES, pd.RangeIndex(2), index).save(tmp_path / "s"))
+    assert list(back.train_names) == [str(name) for name in names]
+
+
+def test_chunks_on_disk_stay_small() -> None:
+    for shape in [(1000, 50_000), (1000, 50_000, 13), (1000, 50_000, 3, 224, 224), (2, 3, 0)]:
+        chunk = ZarrSink._chunks(shape)
+        assert np.prod(chunk) <= max(2**20, np.prod(shape[2:]))
+    assert ZarrSink._chunks((1000, 50_000)) == (256, 4096)
+
+
+def test_the_sign_on_disk_is_that_of_the_mode(tmp_path: Path) -> None:
+    values = torch.randn(2, 3, 4)
+    path = uw.Scores(values, pd.RangeIndex(2), NAMES, {"mode": "perturbation"}).save(tmp_path / "s")
+    assert "increasing this feature" in json.loads((path / "meta.json").read_text())["sign"]
+
+
+def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_directory(tmp_path / "d") as folder:
+            (folder / "f").write_text("ours")
+            (tmp_path / "d").mkdir()
+            (tmp_path / "d" / "f").write_text("theirs")
+
+    with pytest.raises(FileExistsError, match="meanwhile"):
+        write()
+    assert (tmp_path / "d" / "f").read_text() == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,3 +122,9 @@ def test_bad_training_is_refused() -> None:
         uw.MLP([3])
     with pytest.raises(FloatingPointError, match="diverged"):
         fit(optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
+
+
+def test_numpy_features_are_cast_to_the_model() -> None:
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    history = uw.train(uw.MLP([3, 1], seed=0), nn.functional.mse_loss, (x, x[:, :1]), epochs=1)
+    assert history.steps == 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 from torch.func import vjp as _vjp
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["Autodiff", "gradient", "vjp"]
 
@@ -108,12 +108,25 @@ class Autodiff:
         )
 
     def rows(self, function: Callable[..., Tensors], *arguments: Tensors, what: str) -> Tensors:
-        """function(row of each argument) for every row, stacked."""
+        """function(row of each argument) for every row, stacked.
+
+        Leaves that are no tensors (None, text, a number) belong to every row as they are.
+        """
+        leaves, spec = tree_flatten(arguments)
+        mapped = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+        def one(*tensors: Tensor) -> Tensors:
+            filled = list(leaves)
+            for i, tensor in zip(mapped, tensors, strict=True):
+                filled[i] = tensor
+            return function(*tree_unflatten(filled, spec))
+
+        tensors = [leaves[i] for i in mapped]
         return self._first(
             what,
-            (lambda: vmap(function)(*arguments), "vectorised"),
+            (lambda: vmap(one)(*tensors), "vectorised"),
             (
-                lambda: _loop(function, arguments, _length(arguments)),
+                lambda: _loop(one, tensors, _length(tensors)),
                 "one row at a time: an operation has no vmap rule",
             ),
         )

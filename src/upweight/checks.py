@@ -62,14 +62,16 @@ def probe(
     with model.evaluating():
         theta = model.parameters()
         output = _forward(model, theta, batch)
-        _check_output(model, theta, output, batch, b)
+        alone = [(i, prepare(rows.take([positions[i]]))) for i in sorted({0, b - 1})]
+        _check_output(model, theta, output, batch, alone)
         wanted = target(batch)
         check_labels(loss, wanted, tuple(output.shape[1:]), positions)
         try:
             row_loss = RowLoss(loss, output, wanted)
         except (RuntimeError, IndexError) as error:
             raise ValueError(_explain_loss(error, output, wanted)) from error
-        size = _activation_bytes(model, theta, row_loss, batch, target) / b
+        _check_loss_is_of_the_output(model, loss, output, wanted)
+        size = _activation_bytes(model, theta, batch) / b
     return Probe(row_loss, tuple(output.shape[1:]), size)
 
 
@@ -96,6 +98,11 @@ def _named_leaves(batch: Any) -> list[tuple[str, Any]]:
 
 
 def _check_batch(batch: Any, b: int) -> None:
+    if not any(isinstance(leaf, Tensor) for _, leaf in _named_leaves(batch)):
+        raise TypeError(
+            "expected a batch of tensors in tuples, lists and dicts; got a "
+            f"{type(batch).__name__}. Let the collate_fn of the DataLoader return such a batch"
+        )
     for name, leaf in _named_leaves(batch):
         if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != b):
             raise ValueError(
@@ -141,7 +148,10 @@ def _forward(model: FunctionalModel, theta: Any, batch: Any) -> Any:
         raise ValueError(f"the model does not take these rows ({shapes}): {error}") from error
 
 
-def _check_output(model: FunctionalModel, theta: Any, output: Any, batch: Any, b: int) -> None:
+def _check_output(
+    model: FunctionalModel, theta: Any, output: Any, batch: Any, singles: list[tuple[int, Any]]
+) -> None:
+    b = singles[-1][0] + 1
     if not isinstance(output, Tensor):
         raise TypeError(
             f"expected the model to return one Tensor; got {type(output).__name__}. Pick the part "
@@ -161,20 +171,47 @@ def _check_output(model: FunctionalModel, theta: Any, output: Any, batch: Any, b
         )
     scale = float(output.abs().max()) or 1.0
     tolerance = scale * {2: 5e-2, 4: 1e-3, 8: 1e-9}.get(output.dtype.itemsize, 1e-3)
-    for i in (0, b - 1):
-        one = tree_map(lambda leaf: leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf, batch)  # noqa: B023
+    for i, one in singles:
         mixed = (
             "expected outputs that do not depend on the other rows of the batch; they do, even in "
-            "evaluation mode (BatchNorm without running statistics?)"
+            "evaluation mode (BatchNorm without running statistics? Padding that counts?)"
         )
         try:
             alone = model(theta, one)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{mixed}: one row alone is refused: {error}") from error
-        if alone.shape[1:] != output.shape[1:] or not bool(
-            (alone[0] - output[i]).abs().max() <= tolerance
-        ):
+        if alone.ndim != output.ndim or len(alone) != 1:
+            raise ValueError(
+                f"expected one row alone to give an output (1, …) like the {b} rows together, "
+                f"{tuple(output.shape)}; got {tuple(alone.shape)}. Does the model squeeze() away "
+                "the dimension of rows? Use squeeze(-1)"
+            )
+        # Rows that a collate_fn pads to the longest may be shorter alone.
+        both = tuple(
+            slice(min(s, t)) for s, t in zip(alone.shape[1:], output.shape[1:], strict=True)
+        )
+        if alone.numel() and not bool((alone[0][both] - output[i][both]).abs().max() <= tolerance):
             raise ValueError(mixed)
+
+
+def _check_loss_is_of_the_output(
+    model: FunctionalModel, loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any
+) -> None:
+    """Refuse a loss with a term of its own in θ, which would count in no derivative."""
+    found = dict(model.model.named_parameters())
+    theta = {name: found[name] for name in model.names if found[name].requires_grad}
+    with torch.inference_mode(False), torch.enable_grad():
+        value = loss(output.detach().clone(), target)
+        if not (theta and value.requires_grad):
+            return
+        slopes = torch.autograd.grad(value.sum(), list(theta.values()), allow_unused=True)
+    used = [name for name, slope in zip(theta, slopes, strict=True) if slope is not None]
+    if used:
+        raise ValueError(
+            "expected a loss of output and target alone; this one uses parameters of the model by "
+            f"itself ({', '.join(used[:3])}), as a penalty does. Leave the penalty out: weight "
+            "decay goes into the damping"
+        )
 
 
 def _explain_loss(error: Exception, output: Tensor, target: Any) -> str:
@@ -199,11 +236,11 @@ def _explain_loss(error: Exception, output: Tensor, target: Any) -> str:
     )
 
 
-def _activation_bytes(
-    model: FunctionalModel, theta: Any, row_loss: RowLoss, batch: Any, target: Any
-) -> float:
+def _activation_bytes(model: FunctionalModel, theta: Any, batch: Any) -> float:
     """Bytes that autograd keeps for a backward pass through these rows."""
-    owned = {p.data_ptr() for p in theta.values()}
+    # copies: parameters made under torch.inference_mode() cannot require a gradient
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
+    owned = {p.data_ptr() for p in leaves.values()}
     kept = 0
 
     def pack(tensor: Tensor) -> Tensor:
@@ -213,8 +250,18 @@ def _activation_bytes(
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
         output = model(leaves, batch)
+        slopes = (
+            torch.autograd.grad(output.sum(), list(leaves.values()), allow_unused=True)
+            if output.requires_grad
+            else ()
+        )
+    if all(slope is None for slope in slopes):
+        raise ValueError(
+            "the model's output does not depend on the chosen parameters, so every score would be "
+            "zero. Is its forward function under torch.no_grad(), or does forward= use another "
+            "model than the one it is given?"
+        )
     size = sum(leaf.nbytes for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor))
     return float(kept + size + 4 * output.nbytes)
 
@@ -230,7 +277,8 @@ def check_rows(risk: EmpiricalRisk) -> Tensor:
                 _check_finite(leaf, name, positions)
             check_labels(risk.loss, risk.target(chunk.batch), risk.output_shape, positions)
             try:
-                losses.append(risk.batch_losses(theta, chunk.batch))
+                output = risk.model(theta, chunk.batch)
+                losses.append(risk.row_loss(output, risk.target(chunk.batch)))
             except (RuntimeError, IndexError, ValueError) as error:
                 raise ValueError(_name_row(risk, theta, chunk, error)) from error
             bad = (~torch.isfinite(losses[-1])).nonzero().flatten().tolist()
@@ -239,6 +287,8 @@ def check_rows(risk: EmpiricalRisk) -> Tensor:
                     f"row {positions[bad[0]]}: the loss is {float(losses[-1][bad[0]])}; "
                     f"{len(bad)} such row(s). Influence needs finite losses"
                 )
+            # The probed rows may all be of one class: a weighted mean shows only with two.
+            risk.row_loss.check(output, risk.target(chunk.batch), losses[-1])
     return torch.cat(losses)
 
 
@@ -251,7 +301,8 @@ def check_labels(
     )
     if not crossentropy or not isinstance(target, Tensor) or target.is_floating_point():
         return
-    if target.shape[1:] != output_shape[1:]:
+    # The number of positions may differ between batches, where a collate_fn pads to the longest.
+    if target.ndim != len(output_shape):
         raise ValueError(
             "expected one class label per row for outputs "
             f"(b, {', '.join(map(str, output_shape))}); got a target of shape "

@@ -83,7 +83,11 @@ class FunctionalModel:
         """
         state = {f"model.{name}": p for name, p in self.model.named_parameters()}
         state |= {f"model.{name}": b for name, b in self.model.named_buffers()}
-        state = {name: tensor.detach() for name, tensor in state.items()}
+        # buffers as copies: a forward function may count its calls in one
+        state = {
+            name: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            for name, tensor in state.items()
+        }
         state |= {f"model.{name}": p for name, p in parameters.items()}
         if self.dtype != self.vector_dtype:
             batch = cast_floats(batch, self.dtype)
@@ -115,9 +119,9 @@ class FunctionalModel:
     @contextmanager
     def evaluating(self) -> Generator[None]:
         """Evaluation mode and operations that can be differentiated twice; the state comes back."""
-        modes = [(module, module.training) for module in self.model.modules()]
         fastpath = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             # The fused attention kernels have no second derivative, the fused recurrent ones not
             # even a forward-mode rule: ask for the plain ones (torch 2.13).
@@ -125,23 +129,26 @@ class FunctionalModel:
             if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
                 stack.enter_context(_disabled(torch.backends.mkldnn))
                 stack.enter_context(_disabled(torch.backends.cudnn))
+            stack.enter_context(_restored(self.model))
             try:
                 torch.backends.mha.set_fastpath_enabled(False)
                 self.model.eval()
+                for module in self.model.modules():
+                    if isinstance(module, nn.Embedding):
+                        stack.enter_context(_plain_embedding(module))
                 yield
             finally:
                 torch.backends.mha.set_fastpath_enabled(fastpath)
-                for module, mode in modes:
-                    module.training = mode
 
     def fingerprint(self) -> str:
         """A digest of every parameter and buffer: tells whether the model has changed."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.model.state_dict().items():
-            if isinstance(tensor, Tensor):
-                flat = tensor.detach().contiguous().flatten()
-                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(flat.view(torch.uint8).cpu().numpy().data)
+        # not state_dict(), which leaves out the buffers that are not persistent
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for name, tensor in named:
+            flat = tensor.detach().contiguous().flatten()
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(flat.view(torch.uint8).cpu().numpy().data)
         return digest.hexdigest()
 
 
@@ -160,6 +167,65 @@ def _disabled(backend: Any) -> Generator[None]:
         yield
     finally:
         backend.enabled = before
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Generator[None]:
+    """What a forward function leaves behind in its modules is undone: modes, attributes, buffers.
+
+    A forward function may count its calls in a buffer, keep an activation as an attribute (which
+    would be a dead wrapper of `torch.func` here), recompute a weight in a hook, or, as an embedding
+    with ``max_norm``, rewrite a parameter.
+    """
+    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    renormed = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    ]
+    tensors = [
+        (tensor, tensor._version, tensor.detach().clone())
+        for tensor in (*model.buffers(), *renormed)
+        if not tensor.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for module, before in attributes:
+            now = module.__dict__
+            for name in [name for name in now if name not in before]:
+                del now[name]
+            now.update(before)
+        with torch.no_grad():
+            for tensor, version, before in tensors:
+                if tensor._version != version:
+                    tensor.copy_(before)
+
+
+@contextmanager
+def _plain_embedding(module: nn.Embedding) -> Generator[None]:
+    """Make the derivatives of an embedding those of its output, in forward mode too.
+
+    Reverse mode scales by the frequency in the batch (``scale_grad_by_freq``), which is no
+    derivative and depends on the batch, and leaves out the row of ``padding_idx``, which forward
+    mode does not (torch 2.13). `_restored` brings the attributes back.
+    """
+    module.scale_grad_by_freq = False
+    module.sparse = False
+    pad, weight = module.padding_idx, module.weight
+    if pad is None:
+        yield
+        return
+
+    def constant(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return torch.where((arguments[0] == pad)[..., None], weight[pad].to(output), output)
+
+    weight = weight.detach()
+    hook = module.register_forward_hook(constant, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Adapter(nn.Module):
@@ -197,6 +263,9 @@ def default_target(batch: Any) -> Any:
 
 def _select(model: nn.Module, patterns: str | Sequence[str] | None) -> Parameters:
     named = dict(model.named_parameters())
+    first = {id(p): name for name, p in named.items()}
+    # a tied weight goes by each of its names, and counts under the first
+    aliases = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
     if patterns is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
@@ -212,13 +281,16 @@ def _select(model: nn.Module, patterns: str | Sequence[str] | None) -> Parameter
         return _floating(chosen)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in aliases):
             raise ValueError(
                 f"no parameter matches {pattern!r}; the model has: {', '.join(named) or 'none'}"
             )
-    return _floating(
-        {n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, q) for q in patterns)}
-    )
+    wanted = {
+        name
+        for alias, name in aliases.items()
+        if any(fnmatch.fnmatchcase(alias, pattern) for pattern in patterns)
+    }
+    return _floating({name: p for name, p in named.items() if name in wanted})
 
 
 def _floating(chosen: Mapping[str, Tensor]) -> Parameters:

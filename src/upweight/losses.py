@@ -50,13 +50,27 @@ class RowLoss:
         target = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, target)
         return self.loss(output[None], target).reshape(())
 
+    def check(self, output: Tensor, target: Any, rows: Tensor) -> None:
+        """Refuse a batch whose loss is not the mean or the sum of the losses of its rows."""
+        if self.reduction == "none" or len(rows) == 1:
+            return
+        together = self.loss(output, target).double()
+        whole = rows.double().mean() if self.reduction == "mean" else rows.double().sum()
+        scale = float(rows.double().abs().mean() if self.reduction == "mean" else rows.abs().sum())
+        if abs(float(together - whole)) > 1e-3 * scale + 1e-6:
+            raise ValueError(
+                _explain_undecomposable(
+                    self.loss, output, target, together, rows, reduction=self.reduction
+                )
+            )
+
 
 def _find_reduction(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> Reduction:
     b = output.shape[0]
     together = _call(loss, output, target)
     alone: list[Tensor] = []
     for i in range(b):
-        one = tree_map(lambda leaf: leaf[i : i + 1], target)  # noqa: B023
+        one = tree_map(lambda leaf: leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf, target)  # noqa: B023
         value = _call(loss, output[i : i + 1], one)
         if value.numel() != 1:
             raise ValueError(
@@ -95,7 +109,13 @@ def _call(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> Te
 
 
 def _explain_undecomposable(
-    loss: Any, output: Tensor, target: Any, together: Tensor, rows: Tensor
+    loss: Any,
+    output: Tensor,
+    target: Any,
+    together: Tensor,
+    rows: Tensor,
+    *,
+    reduction: str | None = None,
 ) -> str:
     hint = "Use reduction='none' or 'sum', or a loss that treats rows independently"
     if isinstance(target, Tensor) and target.shape != output.shape and target.ndim < output.ndim:
@@ -107,6 +127,12 @@ def _explain_undecomposable(
             )
     if getattr(loss, "weight", None) is not None:
         hint = "Class weights are averaged over the batch: use reduction='sum' or 'none'"
+    if reduction is not None:
+        return (
+            f"expected a loss that is the {reduction} of one loss per row, as it is on the first "
+            f"rows; over {len(rows)} rows it gives {float(together):.6g}, the {reduction} of the "
+            f"rows alone is {float(getattr(rows.double(), reduction)()):.6g}. {hint}"
+        )
     return (
         "expected a loss that is the mean or the sum of one loss per row; over "
         f"{len(rows)} rows it gives {together.flatten()[:8].tolist()}, the rows alone give "

@@ -192,11 +192,13 @@ class Influence:
         """
         with _telling("training data"):
             risk = self._new_risk(train, names)
-        self._fingerprint = risk.model.fingerprint()
-        self._operator = self._make_curvature(risk)
-        self._prepared = self.method.prepare(self._operator)
-        self._inverse = self._prepared.inverse(self._damping)
-        self._train = risk
+        fingerprint = risk.model.fingerprint()
+        operator = self._make_curvature(risk)
+        prepared = self.method.prepare(operator)
+        inverse = prepared.inverse(self._damping)
+        # all at once, at the end: after an error what an earlier fit computed still fits together
+        self._train, self._fingerprint = risk, fingerprint
+        self._operator, self._prepared, self._inverse = operator, prepared, inverse
         return self
 
     def risk(
@@ -206,7 +208,13 @@ class Influence:
         with _telling(what):
             # Model and loss have been probed by fit(): rows of the same form need no second time.
             known = None if self._train is None else self._train.over(data, names)
-            return known or self._new_risk(data, names)
+            found = known or self._new_risk(data, names)
+        if self._train is not None and found.model.names != self._train.model.names:
+            raise RuntimeError(
+                "other parameters have requires_grad than at fit(): the curvature is of other "
+                "parameters than these gradients. Call fit(train) again"
+            )
+        return found
 
     def _new_risk(self, data: Any, names: Sequence[Any] | None) -> EmpiricalRisk:
         return EmpiricalRisk(self.model, self.loss, data, names=names, **self._options)
@@ -409,4 +417,6 @@ def _telling(what: str) -> Generator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{what}: {error}") from error
+        # not type(error): a UnicodeDecodeError, say, is not made of one text
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}: {error}") from error

@@ -179,11 +179,12 @@ class EmpiricalRisk:
         def move(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            if leaf.is_floating_point():
-                return leaf.to(self.device, self.dtype)
-            return leaf.to(self.device)
+            leaf = leaf.to(self.device, self.dtype if leaf.is_floating_point() else None)
+            # autograd takes no tensor that was made under torch.inference_mode()
+            return leaf.clone() if leaf.is_inference() else leaf
 
-        return tree_map(move, batch)
+        with torch.inference_mode(False):
+            return tree_map(move, batch)
 
     def chunks(self, row_bytes: float = 0.0) -> Iterator[Chunk]:
         """All rows in order, so many at once that `row_bytes` for each stay within memory."""
@@ -220,11 +221,13 @@ class EmpiricalRisk:
 
         `row_bytes` is what the caller makes of each row, to be counted with the memory of a chunk.
         """
-        with self.model.evaluating():
-            theta = self.model.parameters()
-            own = 2 * self.p * self.dtype.itemsize + 2 * self.activation_bytes
-            for chunk in self.chunks(row_bytes + own):
-                yield chunk, self._chunk_gradients(theta, chunk)
+        theta = self.model.parameters()
+        own = 2 * self.p * self.dtype.itemsize + 2 * self.activation_bytes
+        for chunk in self.chunks(row_bytes + own):
+            # left before every yield: what the caller does meanwhile is not ours to switch
+            with self.model.evaluating():
+                gradients = self._chunk_gradients(theta, chunk)
+            yield chunk, gradients
 
     def _chunk_gradients(self, theta: Any, chunk: Chunk) -> Tensor:
         def one(row: Any) -> Any:
@@ -318,18 +321,24 @@ class EmpiricalRisk:
         by x of the chunk's loss is differentiated along each column.
         """
         self._expect(columns, self.p, "parameters")
-        with self.model.evaluating():
-            theta = self.model.parameters()
-            tangents = self.model.unflatten(columns.T.to(self.device))
-            row_bytes = 3 * columns.shape[1] * self.activation_bytes
-            for chunk in self.chunks(row_bytes):
-                get, put = find_features(chunk.batch, self._target(chunk.batch), self._features)
-                x = get(chunk.batch)
+        k = columns.shape[1]
+        theta = self.model.parameters()
+        tangents = self.model.unflatten(columns.T.to(self.device))
+        row_bytes = 3 * self.activation_bytes
+        together = max(1, min(k, int(CHUNK_BYTES / row_bytes)))
+        for chunk in self.chunks(together * row_bytes):
+            get, put = find_features(chunk.batch, self._target(chunk.batch), self._features)
+            x = get(chunk.batch)
 
-                def slope(t: Any, c: Chunk = chunk, x: Tensor = x, put: Any = put) -> Tensor:
-                    return gradient(lambda z: self.batch_losses(t, put(c.batch, z)).sum())(x)
+            def slope(t: Any, c: Chunk = chunk, x: Tensor = x, put: Any = put) -> Tensor:
+                return gradient(lambda z: self.batch_losses(t, put(c.batch, z)).sum())(x)
 
-                yield chunk, self.autodiff.pushforward(slope, theta, tangents)
+            parts: list[Tensor] = []
+            with self.model.evaluating():
+                for start in range(0, k, together):
+                    part = {n: v[start : start + together] for n, v in tangents.items()}
+                    parts.append(self.autodiff.pushforward(slope, theta, part))
+            yield chunk, torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def __repr__(self) -> str:
         return (

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -66,7 +66,7 @@ class Rows:
             self._length, self._take = _source(data)
         if self._length == 0:
             raise ValueError("expected at least one row of data; got none")
-        self.names = _row_names(data if names is None else names, self._length)
+        self.names = _row_names(_names_of(data) if names is None else names, self._length)
 
     def __len__(self) -> int:
         return self._length
@@ -94,36 +94,31 @@ class Rows:
         return chosen
 
 
+def _names_of(data: Any) -> pd.Index | None:
+    """The index of a pandas object, alone or first in a batch."""
+    if isinstance(data, tuple | list) and data:
+        data = cast("Sequence[Any]", data)[0]
+    return data.index if isinstance(data, pd.DataFrame | pd.Series) else None
+
+
 def _row_names(names: Any, length: int) -> pd.Index:
-    if isinstance(names, tuple | list) and names:
-        first = cast("Sequence[Any]", names)[0]
-        names = first if isinstance(first, pd.DataFrame | pd.Series) else names
-    if isinstance(names, pd.DataFrame | pd.Series):
-        names = names.index
-    elif isinstance(names, (Dataset, DataLoader, Tensor, Mapping)) or _is_batch(names):
+    if names is None:
         return pd.RangeIndex(length, name="row")
+    if isinstance(names, Tensor):
+        names = names.tolist()
     index = pd.Index(names)
     if len(index) != length:
         raise ValueError(f"expected one name per row, {length}; got {len(index)} names")
+    if isinstance(index, pd.MultiIndex):
+        index = index.to_flat_index()
     return index.rename(index.name or "row")
-
-
-def _is_batch(data: Any) -> bool:
-    """Whether data is a pytree with at least one array or tensor among its leaves."""
-    if isinstance(data, np.ndarray | Tensor):
-        return data.ndim > 0 and not (isinstance(data, np.ndarray) and data.dtype.kind in "OUS")
-    if isinstance(data, tuple | list):
-        return any(_is_batch(d) for d in cast("list[Any]", data))
-    if isinstance(data, Mapping):
-        return any(_is_batch(d) for d in cast("Mapping[Any, Any]", data).values())
-    return isinstance(data, pd.DataFrame | pd.Series)
 
 
 def _source(data: Any) -> tuple[int, Callable[[Any], Batch]]:
     """The number of rows, and a function that takes some of them."""
     if isinstance(data, DataLoader):
         return _loader_source(cast("DataLoader[Any]", data))
-    if isinstance(data, TensorDataset):
+    if _is_plain(data):
         return _tensor_source(data.tensors)
     if isinstance(data, IterableDataset) or inspect.isgenerator(data):
         raise TypeError(
@@ -146,8 +141,21 @@ def _is_tensor_pair(data: list[Any]) -> bool:
     """A list is a batch when its entries are whole arrays; else it is a data set of rows."""
     return (
         bool(data)
-        and all(isinstance(d, np.ndarray | Tensor) and d.ndim > 0 for d in data)
+        and all(
+            isinstance(d, np.ndarray | Tensor | pd.DataFrame | pd.Series) and d.ndim > 0
+            for d in data
+        )
         and (len({len(d) for d in data}) == 1 and len(data) == 2)
+    )
+
+
+def _is_plain(data: Any) -> bool:
+    """A `TensorDataset` whose rows are those of its tensors: a subclass may transform them."""
+    kind: Any = type(data)
+    return (
+        isinstance(data, TensorDataset)
+        and kind.__getitem__ is TensorDataset.__getitem__
+        and not hasattr(kind, "__getitems__")
     )
 
 
@@ -198,27 +206,52 @@ def _dataset_source(
     def take(rows: Any) -> Batch:
         positions = range(length)[rows] if isinstance(rows, slice) else rows
         if hasattr(dataset, "__getitems__"):
-            return collate(dataset.__getitems__(list(positions)))
-        return collate([dataset[int(i)] for i in positions])
+            return _plain_mappings(collate(dataset.__getitems__(list(positions))))
+        return _plain_mappings(collate([dataset[int(i)] for i in positions]))
 
     return length, take
+
+
+def _plain_mappings(batch: Any) -> Any:
+    """Mappings that are no pytree (the BatchEncoding of transformers, a UserDict) as dicts."""
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        batch = dict(cast("Mapping[Any, Any]", batch))
+    return batch
 
 
 def _loader_source(loader: DataLoader[Any]) -> tuple[int, Callable[[Any], Batch]]:
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         return _source(dataset)
-    # A shuffling sampler visits every row once, so its order can be dropped. Any other sampler may
-    # leave rows out or repeat them: then n would not be the n that the model was trained on.
-    if loader.batch_sampler is not None and not isinstance(
-        loader.sampler, SequentialSampler | RandomSampler
-    ):
+    if not _visits_every_row_once(loader):
+        sampler: Any = loader.sampler
+        if isinstance(sampler, SequentialSampler):
+            sampler = getattr(loader.batch_sampler, "sampler", loader.batch_sampler)
         raise TypeError(
             "expected a DataLoader that visits every row of its data set once; got one with a "
-            f"{type(loader.sampler).__name__}. Pass torch.utils.data.Subset(dataset, rows) instead"
+            f"{type(sampler).__name__}. Pass torch.utils.data.Subset(dataset, rows) instead"
         )
-    if isinstance(dataset, TensorDataset) and loader.collate_fn is default_collate:
-        return _tensor_source(tuple(dataset.tensors))
+    if _is_plain(dataset) and loader.collate_fn is default_collate:
+        return _tensor_source(tuple(cast("TensorDataset", dataset).tensors))
     if loader.batch_size is None and loader.batch_sampler is None:
         return _dataset_source(dataset, default_collate)
     return _dataset_source(dataset, loader.collate_fn)
+
+
+def _visits_every_row_once(loader: DataLoader[Any]) -> bool:
+    """Whether the order of a loader is all that its samplers decide, so that it can be dropped.
+
+    A sampler that leaves rows out or repeats them makes another n than that of the data set. Those
+    of torch are known; a batch sampler of the user's own is asked for its batches.
+    """
+    n = len(cast("Any", loader.dataset))
+    batches: Any = loader.batch_sampler
+    if batches is not None and not isinstance(batches, BatchSampler):
+        if not isinstance(batches, tuple | list):
+            with torch.random.fork_rng(devices=[]):
+                batches = list(batches)
+        return sorted(int(i) for batch in batches for i in batch) == list(range(n))
+    sampler: Any = loader.sampler if batches is None else batches.sampler
+    if isinstance(sampler, RandomSampler):
+        return not sampler.replacement and sampler.num_samples == n
+    return isinstance(sampler, SequentialSampler)

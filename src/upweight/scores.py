@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ SIGN_PERTURBATION = (
     "negative = raises it"
 )
 FORMAT = 1
+BLOCK_NUMBERS = 2**25
 
 
 class RowScores:
@@ -166,8 +168,12 @@ class Scores:
         """What a positive and a negative score say."""
         return SIGN if len(self.shape) == 2 else SIGN_PERTURBATION
 
-    def blocks(self, rows: int = 256) -> Iterator[tuple[int, Tensor]]:
-        """Values of consecutive test rows in memory: (first test row, (b, n, …))."""
+    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Values of consecutive test rows in memory: (first test row, (b, n, …)).
+
+        By default as many rows at once, at most 256, as keep a block below 32 million numbers.
+        """
+        rows = rows or max(1, min(256, BLOCK_NUMBERS // max(1, math.prod(self.shape[1:]))))
         for start in range(0, self.shape[0], rows):
             block = self.values[start : start + rows]
             yield start, block if isinstance(block, Tensor) else torch.from_numpy(np.asarray(block))
@@ -266,10 +272,16 @@ def write_meta(
 ) -> None:
     """Names and provenance beside the values, as `Scores.load` reads them."""
     for name, index in (("test", test_names), ("train", train_names)):
-        # A column of a table has one type, an index may have several.
-        column = index.map(str) if index.inferred_type.startswith("mixed") else index
-        pd.DataFrame({"name": column}).to_parquet(folder / f"{name}.parquet")
-    meta = {"format": FORMAT, "sign": SIGN, "provenance": provenance}
+        # A column of a table has one type, an index may have several, or one that no table knows.
+        path = folder / f"{name}.parquet"
+        try:
+            if index.inferred_type.startswith("mixed"):
+                raise TypeError
+            pd.DataFrame({"name": index}).to_parquet(path)
+        except (TypeError, ValueError, OverflowError, NotImplementedError):
+            pd.DataFrame({"name": [str(n) for n in index]}).to_parquet(path)
+    sign = SIGN_PERTURBATION if provenance.get("mode") == "perturbation" else SIGN
+    meta = {"format": FORMAT, "sign": sign, "provenance": provenance}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid
@@ -37,9 +38,17 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     try:
         yield partial
         old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
-        if final.exists():  # a directory cannot be replaced in one step, only moved away
+        moved = final.exists()
+        if moved and not replace:  # another process was faster
+            raise FileExistsError(f"{final} has appeared meanwhile: choose another path")
+        if moved:  # a directory cannot be replaced in one step, only moved away
             os.replace(final, old)
-        os.replace(partial, final)
+        try:
+            os.replace(partial, final)
+        except BaseException:
+            if moved:
+                os.replace(old, final)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -90,6 +99,7 @@ class ZarrSink:
 
     # About 8 MB a chunk in float64, long in the training rows: that is how they are read.
     CHUNK = (256, 4096)
+    NUMBERS = 256 * 4096
 
     def __init__(
         self, path: str | os.PathLike[str], shape: Sequence[int], dtype: torch.dtype
@@ -97,11 +107,18 @@ class ZarrSink:
         import zarr
 
         kind = np.dtype(str(dtype).removeprefix("torch."))
-        chunks = (min(self.CHUNK[0], shape[0]), min(self.CHUNK[1], shape[1]), *shape[2:])
+        chunks = self._chunks(shape)
         # Scores hardly compress, and reading uncompressed chunks is a plain copy.
         self._array = zarr.create_array(
             store=os.fspath(path), shape=tuple(shape), chunks=chunks, dtype=kind, compressors=None
         )
+
+    @classmethod
+    def _chunks(cls, shape: Sequence[int]) -> tuple[int, ...]:
+        """Fewer rows in a chunk where every pair has many numbers (``mode="perturbation"``)."""
+        pairs = max(1, cls.NUMBERS // max(1, math.prod(shape[2:])))
+        columns = min(cls.CHUNK[1], shape[1], pairs)
+        return (min(cls.CHUNK[0], shape[0], max(1, pairs // columns)), columns, *shape[2:])
 
     def write(self, rows: slice, columns: slice, block: Tensor) -> None:
         """Set the block at these test rows and training columns."""

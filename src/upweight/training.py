@@ -187,8 +187,15 @@ def train(
 
 
 def _to_model(model: nn.Module, batch: Any) -> Any:
-    device = next(model.parameters()).device
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+    first = next(model.parameters())
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        # numpy's floats are float64: the model's own dtype is meant, as in `EmpiricalRisk`
+        return leaf.to(first.device, first.dtype if leaf.is_floating_point() else None)
+
+    return tree_map(move, batch)
 
 
 def _step(model: nn.Module, loss: Any, optimizer: Optimizer, batch: Any, epoch: int) -> None:

@@ -30,7 +30,7 @@ app.command(demo)
 def wine(
     *,
     out: Path = Path("runs/wine"),
-    seed: int = 0,
+    seed: int = 2,
     flipped: int = 10,
     epochs: int = 300,
     damping: float = 0.1,
@@ -66,6 +66,9 @@ def wine(
         raise ValueError(f"expected --top of at least 1; got {top}")
     if out.exists() and not walk.is_run(out):
         raise FileExistsError(f"{out} exists and is no run folder: choose another --out")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise NotADirectoryError(f"{folder} is no folder to write to: choose another --out")
     settings = walk.WineSettings(
         seed=seed, flipped=flipped, epochs=epochs, damping=damping, curvature=curvature
     )

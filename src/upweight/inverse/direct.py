@@ -96,6 +96,8 @@ class DirectFactors:
         else:
             self.operator = Gram(_finite(torch.cat([b.to(kind) for b in blocks])))
         self.products = int(getattr(operator, "products", 0))
+        # What round-off leaves of a zero eigenvalue, relative to the largest: that of the products.
+        self._precision = max(_precision(kind, p), torch.finfo(operator.dtype).eps)
         self._eigen: tuple[Tensor, Tensor] | None = None
         self._inner: Tensor | None = None
 
@@ -134,7 +136,14 @@ class DirectFactors:
             self._inner = rows @ rows.T
         shifted = self._inner.clone()
         shifted.diagonal().add_(damping)
-        factor = torch.linalg.cholesky(shifted)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        largest = float(self._inner.diagonal().max())
+        if int(failed) or damping <= _precision(rows.dtype, len(rows)) * largest:
+            raise ValueError(
+                f"A + {damping:g}·I is singular to working precision: A has rank at most "
+                f"{rows.shape[0]} < {rows.shape[1]} parameters, and eigenvalues of {largest:.1e} "
+                "and more. Choose a larger damping"
+            )
         certificate.facts["factorisation"] = f"Cholesky of the smaller side, {len(rows)} rows"
 
         def solve(columns: Tensor) -> Tensor:
@@ -151,7 +160,7 @@ class DirectFactors:
         shifted.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(shifted)
         pivots = factor.diagonal().square()
-        if int(failed) or float(pivots.min()) <= _precision(matrix) * float(pivots.max()):
+        if int(failed) or float(pivots.min()) <= self._precision * float(pivots.max()):
             return None
         certificate.facts["factorisation"] = "Cholesky: positive definite"
         return lambda columns: torch.cholesky_solve(columns, factor)
@@ -164,7 +173,7 @@ class DirectFactors:
         values, vectors = self._eigen
         shifted = values + damping
         smallest, largest = float(shifted.abs().min()), float(shifted.abs().max())
-        if smallest <= _precision(matrix) * largest:
+        if smallest <= self._precision * largest:
             raise ValueError(
                 f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, "
                 f"against {largest:.1e} at the top. Choose a larger damping"
@@ -186,9 +195,9 @@ class DirectFactors:
         return lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None])
 
 
-def _precision(matrix: Tensor) -> float:
-    """What round-off may leave of a zero eigenvalue, relative to the largest."""
-    return 10 * torch.finfo(matrix.dtype).eps * len(matrix)
+def _precision(dtype: torch.dtype, size: int) -> float:
+    """What a factorisation may leave of a zero eigenvalue, relative to the largest."""
+    return 10 * torch.finfo(dtype).eps * size
 
 
 def check_damping(damping: float) -> None:
@@ -198,7 +207,8 @@ def check_damping(damping: float) -> None:
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    # A NaN or inf anywhere shows in the sum, which is several times faster than looking at each.
+    if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
         raise ValueError(
             "the curvature is not finite (NaN or inf): the loss or an activation overflows at some "
             "row. Try float64, or another curvature"

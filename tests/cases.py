@@ -187,6 +187,22 @@ def tied_weights() -> Case:
     return classes(Tied(), (4,), 3)
 
 
+class Aliased(nn.Module):
+    """One module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 5), nn.Linear(5, 3)])
+        self.head = self.layers[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layers[0](x)))
+
+
+def aliased_module() -> Case:
+    return classes(Aliased(), (4,), 3)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -285,6 +301,7 @@ CASES: dict[str, Callable[[], Case]] = {
         batch_norm_and_dropout,
         frozen_layer,
         tied_weights,
+        aliased_module,
         lstm,
         attention,
         embedding,

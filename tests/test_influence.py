@@ -378,3 +378,14 @@ def test_padding_to_the_longest_of_a_batch_changes_nothing(batch_size: int | Non
         return influence.fit(loader).scores(loader).values
 
     assert error(scores(batch_size), scores(7)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["tied_weights", "aliased_module"])
+def test_shared_parameters_stay_parameters(name: str) -> None:
+    case = make(name)
+    before = {n: id(p) for n, p in case.model.named_parameters(remove_duplicate=False)}
+    first = fitted(case).scores(case.test).values
+    after = {n: id(p) for n, p in case.model.named_parameters(remove_duplicate=False)}
+    assert after == before
+    assert all(isinstance(p, torch.nn.Parameter) for p in case.model.parameters())
+    assert torch.equal(fitted(case).scores(case.test).values, first)

@@ -184,6 +184,22 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("held", [1, 10**6])
+@pytest.mark.parametrize("width", [1, 3, 4, 10])
+def test_narrow_blocks_are_joined_on_their_way_to_disk(
+    held: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZarrSink, "CHUNK", (2, 4))
+    monkeypatch.setattr(ZarrSink, "HELD_BYTES", held)
+    wanted = torch.randn(5, 10)
+    sink = ZarrSink(tmp_path / "z", (5, 10), torch.float32)
+    for rows in (slice(0, 3), slice(3, 5)):
+        for start in range(0, 10, width):
+            columns = slice(start, min(start + width, 10))
+            sink.write(rows, columns, wanted[rows, columns])
+    assert torch.equal(torch.from_numpy(sink.finish()[:]), wanted)
+
+
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_sinks_take_blocks_in_any_order(kind: str, tmp_path: Path) -> None:
     wanted = torch.randn(5, 7, 2)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upweight.curvature import GGN, Fisher, Hessian
     from upweight.datasets import Split, flip_labels, load_wine
-    from upweight.inverse import Certificate, IndefiniteCurvatureWarning
+    from upweight.inverse import Certificate, IndefiniteCurvatureWarning, ResidualWarning
     from upweight.methods import Direct, Influence
     from upweight.operator import LinearOperator
     from upweight.risk import EmpiricalRisk
@@ -36,6 +36,7 @@ _HOME = {
     "RowScores": "scores",
     "Certificate": "inverse",
     "IndefiniteCurvatureWarning": "inverse",
+    "ResidualWarning": "inverse",
     # what it is made of: the mean loss over rows, its curvature, operators
     "EmpiricalRisk": "risk",
     "Rows": "rows",
@@ -60,6 +61,7 @@ __all__ = [
     "RowScores",
     "Certificate",
     "IndefiniteCurvatureWarning",
+    "ResidualWarning",
     "EmpiricalRisk",
     "Rows",
     "GGN",

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class FunctionalModel:
             raise TypeError(f"expected a torch.nn.Module; got {type(model).__name__}")
         self.model = model
         self._adapter = _Adapter(model, forward or default_forward)
+        self._places = _places(model)
         chosen = _select(model, parameters)
         self.names = tuple(chosen)
         self.shapes = tuple(p.shape for p in chosen.values())
@@ -81,17 +83,19 @@ class FunctionalModel:
 
         A model in half precision gets its batch in half precision; what follows has float32.
         """
-        state = {f"model.{name}": p for name, p in self.model.named_parameters()}
-        state |= {f"model.{name}": b for name, b in self.model.named_buffers()}
-        # buffers as copies: a forward function may count its calls in one
-        state = {
-            name: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-            for name, tensor in state.items()
-        }
-        state |= {f"model.{name}": p for name, p in parameters.items()}
+        state: Parameters = {}
+        for place in self._places:
+            tensor = parameters.get(place.parameter)
+            if tensor is None:
+                tensor = getattr(place.module, place.attribute).detach()
+                # buffers as copies: a forward function may count its calls in one
+                tensor = tensor if place.fixed else tensor.clone()
+            state[place.path] = tensor
         if self.dtype != self.vector_dtype:
             batch = cast_floats(batch, self.dtype)
-        output = functional_call(self._adapter, state, (batch,))
+        # With tie_weights=True, a module that goes by two names comes back with plain tensors in
+        # place of its parameters (torch 2.13).
+        output = functional_call(self._adapter, state, (batch,), tie_weights=False)
         if isinstance(output, Tensor) and output.is_floating_point():
             return output.to(self.vector_dtype)
         return output
@@ -226,6 +230,32 @@ def _plain_embedding(module: nn.Embedding) -> Generator[None]:
         yield
     finally:
         hook.remove()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module keeps a tensor, and the first name that the tensor goes by in the model."""
+
+    path: str
+    module: nn.Module
+    attribute: str
+    parameter: str
+    fixed: bool
+
+
+def _places(model: nn.Module) -> list[_Place]:
+    """Every place once, so that tied weights have several and aliased modules count once."""
+    first: dict[int, str] = {}
+    found: list[_Place] = []
+    for prefix, module in model.named_modules():
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+        for fixed, owned in ((True, parameters), (False, buffers)):
+            for attribute, tensor in owned:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                known = first.setdefault(id(tensor), name)
+                found.append(_Place(f"model.{name}", module, attribute, known, fixed))
+    return found
 
 
 class _Adapter(nn.Module):

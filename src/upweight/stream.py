@@ -100,6 +100,8 @@ class ZarrSink:
     # About 8 MB a chunk in float64, long in the training rows: that is how they are read.
     CHUNK = (256, 4096)
     NUMBERS = 256 * 4096
+    # Columns that wait for the rest of their chunk take no more than this.
+    HELD_BYTES = 2**26
 
     def __init__(
         self, path: str | os.PathLike[str], shape: Sequence[int], dtype: torch.dtype
@@ -112,6 +114,8 @@ class ZarrSink:
         self._array = zarr.create_array(
             store=os.fspath(path), shape=tuple(shape), chunks=chunks, dtype=kind, compressors=None
         )
+        self._held: list[np.ndarray] = []
+        self._rows, self._first, self._next = slice(0, 0), 0, 0
 
     @classmethod
     def _chunks(cls, shape: Sequence[int]) -> tuple[int, ...]:
@@ -121,9 +125,34 @@ class ZarrSink:
         return (min(cls.CHUNK[0], shape[0], max(1, pairs // columns)), columns, *shape[2:])
 
     def write(self, rows: slice, columns: slice, block: Tensor) -> None:
-        """Set the block at these test rows and training columns."""
-        self._array[rows, columns] = block.cpu().numpy().astype(self._array.dtype, copy=False)
+        """Set the block at these test rows and training columns.
+
+        Neighbours wait for each other up to the end of a chunk of columns: to change a part of a
+        chunk, zarr reads and writes all of it.
+        """
+        if self._held and (rows != self._rows or columns.start != self._next):
+            self._flush(self._next)
+        if not self._held:
+            self._rows, self._first = rows, columns.start
+        self._held.append(block.cpu().numpy().astype(self._array.dtype, copy=False))
+        self._next = columns.stop
+        width = self._array.chunks[1]
+        if self._next == self._array.shape[1] or sum(b.nbytes for b in self._held) >= (
+            self.HELD_BYTES
+        ):
+            self._flush(self._next)
+        elif self._next // width > self._first // width:
+            self._flush(self._next // width * width)
+
+    def _flush(self, stop: int) -> None:
+        """Write what is held of the columns before `stop`."""
+        whole = np.concatenate(self._held, axis=1)
+        self._array[self._rows, self._first : stop] = whole[:, : stop - self._first]
+        rest = whole[:, stop - self._first :]
+        self._held, self._first = ([rest.copy()] if rest.shape[1] else []), stop
 
     def finish(self) -> Any:
         """The zarr array."""
+        if self._held:
+            self._flush(self._next)
         return self._array

@@ -21,7 +21,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from upweight.autodiff import gradient, vjp
+from upweight.curvature.linear import dense_gram, dense_hessian
 from upweight.losses import (
+    Categorical,
     OutputDistribution,
     output_distribution,
     output_hessian,
@@ -80,6 +82,10 @@ class Hessian(LinearOperator):
         return _chunked_product(self.risk, columns, self._chunk_product).to(self.dtype)
 
     def _dense(self, block: int = 1024) -> Tensor:
+        found = dense_hessian(self.risk)
+        if found is not None:
+            self.products += found[1]
+            return found[0]
         self.products += self.size
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
         dense = _chunked_product(self.risk, identity, self._chunk_product)
@@ -168,17 +174,21 @@ class OutputForm:
             _, pullback = vjp(lambda t: risk.model(t, batch), theta)
             return vmap(lambda s: pullback(s[None]))(root)
 
-        with risk.model.evaluating():
-            theta = risk.model.parameters()
-            row_bytes = 2 * risk.p * risk.dtype.itemsize + risk.activation_bytes
-            for chunk in risk.chunks(self.root_count * row_bytes):
+        theta = risk.model.parameters()
+        row_bytes = 2 * risk.p * risk.dtype.itemsize + risk.activation_bytes
+        for chunk in risk.chunks(self.root_count * row_bytes):
+            with risk.model.evaluating():
                 root = self.roots(chunk, risk.model(theta, chunk.batch))
                 pulled = risk.autodiff.rows(one, chunk.batch, root, what="Jacobians of single rows")
-                yield risk.model.flatten(pulled).flatten(0, 1) / risk.n**0.5
+                rows = risk.model.flatten(pulled).flatten(0, 1) / risk.n**0.5
+            yield rows
 
     def dense(self) -> Tensor:
         """C (p, p) in `wide` precision."""
         risk = self.risk
+        found = dense_gram(risk, self.root_count, self.roots, self.multiply)
+        if found is not None:
+            return found
         blocks = self.factor_rows()
         if blocks is None:
             return self.product(torch.eye(risk.p, dtype=risk.dtype, device=risk.device))
@@ -253,7 +263,8 @@ class GGN(LinearOperator):
 
     def _check_convex(self) -> None:
         count = min(self.risk.n, 16)
-        probe = next(iter(self.risk.with_rows(self.risk.rows.subset(range(count))).chunks()))
+        spread = [i * (self.risk.n - 1) // max(1, count - 1) for i in range(count)]
+        probe = next(iter(self.risk.with_rows(self.risk.rows.subset(spread)).chunks()))
         with self.risk.model.evaluating():
             output = self.risk.model(self.risk.model.parameters(), probe.batch)
             if self.form.root_count > ROOT_OUTPUTS:
@@ -362,8 +373,9 @@ class Fisher(LinearOperator):
         return self.form.factor_rows()
 
     def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
-        roots = self._roots(chunk, output).flatten(2)  # (b, K, o)
-        inner = torch.einsum("bro,kbo->kbr", roots, pushed.flatten(2))
+        roots = self._roots(chunk, output)
+        roots = roots.reshape(*roots.shape[:2], -1)  # (b, K, o)
+        inner = torch.einsum("bro,kbo->kbr", roots, pushed.reshape(*pushed.shape[:2], -1))
         return torch.einsum("bro,kbr->kbo", roots, inner).reshape(pushed.shape)
 
     def _roots(self, chunk: Chunk, output: Tensor) -> Tensor:
@@ -371,6 +383,7 @@ class Fisher(LinearOperator):
             target = self.risk.target(chunk.batch)
             return gradient(lambda z: self.risk.row_loss(z, target).sum())(output)[:, None]
         assert self.distribution is not None
+        self._check_no_ignored_label(chunk)
         if self.kind == "exact":
             return vmap(self.distribution.roots)(output)
         draws = [
@@ -378,6 +391,22 @@ class Fisher(LinearOperator):
             for s in range(self.samples)
         ]
         return torch.stack(draws, dim=1) / self.samples**0.5
+
+    def _check_no_ignored_label(self, chunk: Chunk) -> None:
+        """A label that the loss ignores has no distribution, but would be given one."""
+        target = self.risk.target(chunk.batch)
+        ignored = getattr(self.risk.loss, "ignore_index", -100)
+        if (
+            isinstance(self.distribution, Categorical)
+            and isinstance(target, Tensor)
+            and not target.is_floating_point()
+            and bool((target == ignored).any())
+        ):
+            raise ValueError(
+                f"Fisher {self.kind!r} is not defined where the loss ignores labels "
+                f"(ignore_index={ignored}, in rows {chunk.start} to {chunk.stop - 1}). Use "
+                "curvature='ggn', which leaves them out, or kind='empirical'"
+            )
 
     def _noise(self, chunk: Chunk, output: Tensor, sample: int) -> Tensor:
         """Noise for rows start … stop - 1, the same whatever the chunk."""

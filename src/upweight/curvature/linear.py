@@ -1,22 +1,24 @@
-"""Exact curvatures, written out, of networks whose θ are weights and biases of plain linear layers.
+"""Exact curvatures, written out, of networks whose θ are weights and biases of linear layers.
 
-A zero δ_l is added to the output of every layer, z_l = W_l a_l + c_l + δ_l. All that θ_l does, it does
-through z_l, so with ã_l = [a_l, 1] the derivatives by θ follow from those by δ, row by row:
+A zero δ_h is added to the output of every layer h, z_h = W_h a_h + c_h + δ_h. All that its weight
+and bias do, they do through z_h, so that with ã_h = [a_h, 1] derivatives by θ follow from those by
+δ, row by row:
 
-    ∂ℓ/∂θ_l[o,i] = g_l[o] ã_l[i]                            g = ∂ℓ/∂δ  (b, D)
-    C_lm[o,i; o',i'] = 1/n Σ_rows  M_lm[o,o'] ã_l[i] ã_m[i']
-    H_lm[o,i; o',i'] = 1/n Σ_rows  M_lm[o,o'] ã_l[i] ã_m[i']
-                                 + g_l[o] A_lm[i,o'] ã_m[i'] + g_m[o'] A_ml[i',o] ã_l[i]
+    ∂ℓ/∂θ_h[o,i] = g_h[o] ã_h[i]                            g = ∂ℓ/∂δ
+    C_hm[o,i; q,j] = 1/n Σ_rows  M_hm[o,q] ã_h[i] ã_m[j]
+    H_hm[o,i; q,j] = 1/n Σ_rows  M_hm[o,q] ã_h[i] ã_m[j]
+                               + g_h[o] A_hm[i,q] ã_m[j] + g_m[q] A_mh[j,o] ã_h[i]
 
-with M = JᵀS SᵀJ, J = ∂output/∂δ, for the GGN and the Fisher matrices C (S: roots of the curvature in
-the output), and M = ∂²ℓ/∂δ∂δ, A_lm = ∂a_l/∂δ_m for the Hessian H: D directional derivatives, not p.
+For the GGN and the Fisher matrices C, M = Jᵀ B J with J = ∂output/∂δ and B the curvature of the
+loss in the output. For the Hessian H, M = ∂²ℓ/∂δ∂δ and A_hm = ∂a_h/∂δ_m: derivatives along D
+directions of δ, and as many of a, instead of p.
 
-Letters: b rows in a chunk, layers l and m with o and q outputs (o' above) and i and j columns of ã
-(i' above), D = Σ o_l, K roots per row, p parameters.
+Letters: n rows, b in a chunk; layers h and m, with outputs o and q and columns i and j of ã, which
+also stand for how many there are; D = Σ o over the layers; K roots per row; p parameters.
 
 References
 ----------
-A. Botev, H. Ritter, D. Barber, *Practical Gauss-Newton optimisation for deep learning*, ICML 2017, §3.
+A. Botev, H. Ritter, D. Barber, *Practical Gauss-Newton optimisation for deep learning* (2017), §3.
 """
 
 from __future__ import annotations
@@ -29,25 +31,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import grad, vjp
 
 from upweight.operator import wide
-from upweight.risk import Chunk, EmpiricalRisk
+from upweight.risk import CHUNK_BYTES, Chunk, EmpiricalRisk
 
 __all__ = ["dense_gram", "dense_hessian"]
 
-# Tangents of the directions that go through a chunk together stay below this many bytes.
-TANGENT_BYTES = 64 * 2**20
-# Blocks of the matrix are copied into their places in pieces of about so many numbers.
+# Cotangents that go through a chunk together stay below this many bytes, unless those of one layer
+# alone need more.
+COTANGENT_BYTES = 64 * 2**20
+# Where one row needs more than this, too few rows would share a product of matrices.
+ROW_BYTES = 4 * 2**20
+# To form a number of M takes as long as so many multiplications in a product of matrices.
+FORMED = 64
+# At most so many rows are added up in the model's own precision.
+SUMMED_ROWS = 8192
+# Blocks of the matrix are written in pieces of about so many numbers, which stay in the cache.
 PIECE = 2**18
 PROBED_ROWS = 8
 
-Roots = Callable[[Chunk, Tensor], Tensor]  # chunk, output (b, *o) → S (b, K, *o)
-Multiply = Callable[[Chunk, Tensor, Tensor], Tensor]  # chunk, output, u (k, b, *o) → A u
+Roots = Callable[[Chunk, Tensor], Tensor]  # chunk, output (b, *o) → S (b, K, *o) with B = S Sᵀ
+Multiply = Callable[[Chunk, Tensor, Tensor], Tensor]  # chunk, output, u (k, b, *o) → B u
 
 
 def dense_hessian(risk: EmpiricalRisk) -> tuple[Tensor, int] | None:
-    """∇²L (p, p) in `wide` precision, and the D directional derivatives that it took.
+    """∇²L (p, p) in `wide` precision, and along how many directions it was differentiated.
 
     Parameters
     ----------
@@ -58,95 +66,112 @@ def dense_hessian(risk: EmpiricalRisk) -> tuple[Tensor, int] | None:
     -------
     None where θ does not consist of linear layers that are each called once, with inputs (b, i).
     """
+    spent = 0
 
     def add(taps: Taps, chunk: Chunk, sums: Sums) -> None:
-        target = risk.target(chunk.batch)
-
-        def loss(shifts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            output, inputs = taps(shifts, chunk.batch)
-            return risk.row_loss(output, target).sum(), inputs
-
-        def moved(shifts: list[Tensor]) -> list[Tensor]:
-            inputs = taps(shifts, chunk.batch)[1]
-            return [inputs[l] for l in taps.moving]
-
-        zeros = taps.zeros(len(chunk))
-        g, pull, a = vjp(grad(loss, has_aux=True), zeros, has_aux=True)  # per layer (b, o), (b, i)
-        extended = taps.extend(a)
-        for group, coordinates in taps.coordinates(zeros):
-            curved = taps.pullback(pull, coordinates)  # M is symmetric; per layer (Σ q, b, o)
-            sums.add_tangents(group, curved, extended)
+        nonlocal spent
+        spent = taps.outputs + taps.inputs
+        with torch.enable_grad():
+            shifts = taps.shifts(len(chunk))
+            output, inputs = taps(shifts, chunk.batch)  # per layer (b, i)
+            loss = risk.row_loss(output, risk.target(chunk.batch)).sum()
+            slopes = torch.autograd.grad(loss, shifts, create_graph=True, materialize_grads=True)
+        g, extended = [slope.detach() for slope in slopes], taps.extend(inputs)
+        for group, units in taps.units(g):
+            curved = taps.pullback(slopes, shifts, units)  # M is symmetric: per layer (Σ q, b, o)
+            sums.add_curved(group, curved, extended)
         if taps.moving:
-            a, pull = vjp(moved, zeros)
-            for group, coordinates in taps.coordinates(a):
-                inner = taps.pullback(pull, coordinates)  # per layer (Σ i, b, q)
-                sums.add_inner([taps.moving[l] for l in group], inner, g, extended)
+            moving = [inputs[h] for h in taps.moving]
+            for group, units in taps.units(moving):
+                inner = taps.pullback(moving, shifts, units)  # per layer (Σ i, b, q)
+                sums.add_inner([taps.moving[h] for h in group], inner, g, extended)
 
-    return _dense(risk, add, lambda taps: taps.total * (taps.total + taps.moving_inputs))
+    def row_size(taps: Taps) -> tuple[int, int]:
+        together = max(taps.sizes + [taps.layers[h].inputs for h in taps.moving])
+        return taps.outputs * (taps.outputs + taps.inputs), together
+
+    layers = find_layers(risk)
+    matrix = None if layers is None else _dense(risk, layers, add, row_size)
+    return None if matrix is None else (matrix, spent)
 
 
 def dense_gram(
-    risk: EmpiricalRisk, root_count: int, roots: Roots | None, multiply: Multiply
-) -> tuple[Tensor, int] | None:
-    """1/n Σ_i J_iᵀ A_i J_i (p, p) in `wide` precision, and the products that it took.
+    risk: EmpiricalRisk, root_count: int, roots: Roots, multiply: Multiply
+) -> Tensor | None:
+    """1/n Σ JᵀBJ (p, p) in `wide` precision, by K or o products for each row.
 
     Parameters
     ----------
     risk
         The rows, model and loss.
     root_count, roots
-        K, and S (b, K, *o) with A = S Sᵀ for a chunk and its output; without, D products with A.
+        K, and S (b, K, *o) with B = S Sᵀ for a chunk and its output. Used where K is less than o.
     multiply
-        A u for a chunk, its output and u (k, b, *o).
+        B u for a chunk, its output and u (k, b, *o). Otherwise applied to the o unit vectors.
 
     Returns
     -------
-    None where θ does not consist of linear layers that are each called once, with inputs (b, i).
+    None where θ does not consist of linear layers that are each called once, with inputs (b, i),
+    or where these have so few inputs that all rows SᵀJ by θ (n·K, p) are cheaper.
     """
-
-    def add(taps: Taps, chunk: Chunk, sums: Sums) -> None:
-        zeros = taps.zeros(len(chunk))
-        output, pull, a = vjp(lambda shifts: taps(shifts, chunk.batch), zeros, has_aux=True)
-
-        extended = taps.extend(a)
-        if roots is not None:
-            cotangents = roots(chunk, output).transpose(0, 1)
-            sums.add_roots(taps.pullback(pull, cotangents), extended)
-            return
-        for group, coordinates in taps.coordinates(zeros):
-            pushed = risk.autodiff.pushforward(
-                lambda shifts: taps(shifts, chunk.batch)[0], zeros, coordinates
-            )
-            curved = taps.pullback(pull, multiply(chunk, output, pushed))
-            sums.add_tangents(group, curved, extended)
-
-    return _dense(
-        risk, add, lambda taps: taps.total * (taps.total if roots is None else root_count)
-    )
-
-
-def _dense(risk: EmpiricalRisk, add: Any, row_numbers: Callable[[Taps], int]) -> Any:
+    o = int(torch.Size(risk.output_shape).numel())
     layers = find_layers(risk)
     if layers is None:
         return None
-    taps = Taps(risk, layers)
-    sums = Sums(risk, layers)
-    try:
-        with risk.model.evaluating(), taps.installed():
-            taps.probe()
-            row_bytes = (row_numbers(taps) + sums.row_numbers()) * risk.dtype.itemsize
-            for chunk in risk.chunks(row_bytes + 3 * risk.activation_bytes):
-                add(taps, chunk, sums)
-    except DeclinedError:
+    moments = sum(layer.outputs for layer in layers) ** 2
+    if min(root_count, o) * risk.p**2 < FORMED * moments:
         return None
-    return sums.matrix(), taps.total
+
+    def add(taps: Taps, chunk: Chunk, sums: Sums) -> None:
+        with torch.enable_grad():
+            shifts = taps.shifts(len(chunk))
+            output, inputs = taps(shifts, chunk.batch)
+        fixed = output.detach()
+        if root_count < o:
+            cotangents = roots(chunk, fixed).transpose(0, 1)
+            right = left = taps.pullback([output], shifts, [cotangents])
+        else:
+            units = torch.eye(o, dtype=output.dtype, device=output.device)
+            units = units.view(o, 1, *output.shape[1:]).expand(o, *output.shape)
+            both = torch.cat([units, multiply(chunk, fixed, units)])
+            pulled = taps.pullback([output], shifts, [both])  # J and BJ, per layer (2o, b, q)
+            right, left = [u[:o] for u in pulled], [u[o:] for u in pulled]
+        sums.add_factors(left, right, taps.extend(inputs))
+
+    return _dense(risk, layers, add, lambda taps: (2 * o * (taps.outputs + o), o))
 
 
-# --- the layers --------------------------------------------------------------------------------
+def _dense(
+    risk: EmpiricalRisk,
+    layers: Sequence[Layer],
+    add: Callable[[Taps, Chunk, Sums], None],
+    row_size: Callable[[Taps], tuple[int, int]],
+) -> Tensor | None:
+    """The matrix, by adding chunks whose rows take so many numbers, and cotangents, at once."""
+    with risk.model.evaluating():
+        taps, sums = Taps(risk, layers), Sums(risk, layers)
+        try:
+            with taps.installed():
+                taps.probe()
+                numbers, cotangents = row_size(taps)
+                own = (numbers + sums.row_numbers()) * risk.dtype.itemsize
+                if own > ROW_BYTES:
+                    return None
+                row_bytes = own + cotangents * risk.activation_bytes
+                for chunk in risk.chunks(max(row_bytes, CHUNK_BYTES / SUMMED_ROWS)):
+                    add(taps, chunk, sums)
+        except torch.OutOfMemoryError:
+            raise
+        except (_DeclinedError, RuntimeError, NotImplementedError):
+            return None
+        return sums.matrix()
 
 
-class DeclinedError(Exception):
-    """A layer is not used exactly once per row, so the formulas do not hold."""
+# --- the layers ----------------------------------------------------------------------------------
+
+
+class _DeclinedError(Exception):
+    """A layer is not used exactly once for every row, or θ is used elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -172,24 +197,27 @@ class Layer:
         """The number of columns of ã."""
         return self.inputs + (self.bias is not None)
 
+    @property
+    def segments(self) -> list[tuple[int, slice]]:
+        """Where in θ, in the order (o, columns), which columns of ã begin."""
+        found: list[tuple[int, slice]] = []
+        if self.weight is not None:
+            found.append((self.weight, slice(0, self.inputs)))
+        if self.bias is not None:
+            found.append((self.bias, slice(self.inputs, self.columns)))
+        return found
+
+    @property
+    def entries(self) -> slice:
+        """The entries of θ: a module's parameters are next to each other."""
+        start = min(start for start, _ in self.segments)
+        return slice(start, start + self.outputs * self.columns)
+
     def extend(self, a: Tensor) -> Tensor:
         """ã (b, i) for inputs a: [a, 1], or what of it belongs to chosen parameters."""
         parts = [] if self.weight is None else [a]
         parts += [] if self.bias is None else [torch.ones_like(a[:, :1])]
         return torch.cat(parts, dim=1)
-
-    @property
-    def places(self) -> slice:
-        """The entries of θ; weight and bias are next to each other."""
-        start = min(start for start, _ in self.segments())
-        return slice(start, start + self.outputs * self.columns)
-
-    def segments(self) -> list[tuple[int, slice]]:
-        """Where in θ, as (o, columns) row after row, which columns of ã begin."""
-        found = [] if self.weight is None else [(self.weight, slice(0, self.inputs))]
-        return found + (
-            [] if self.bias is None else [(self.bias, slice(self.inputs, self.columns))]
-        )
 
 
 def find_layers(risk: EmpiricalRisk) -> list[Layer] | None:
@@ -203,8 +231,9 @@ def find_layers(risk: EmpiricalRisk) -> list[Layer] | None:
     start = 0
     for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
         (module, attribute), *others = owners[id(parameters[name])]
-        plain = type(module) is nn.Linear and "forward" not in vars(module)
-        if others or not plain or attribute not in ("weight", "bias"):
+        if type(module) is not nn.Linear or "forward" in vars(module):
+            return None
+        if others or attribute not in ("weight", "bias"):
             return None
         starts.setdefault(module, {})[attribute] = start
         start += size
@@ -214,41 +243,46 @@ def find_layers(risk: EmpiricalRisk) -> list[Layer] | None:
 
 
 class Taps:
-    """The model as a function of δ, which is added to the outputs (b, o) of the layers."""
+    """The model as a function of δ, which is added to the outputs (b, o) of the layers.
+
+    Attributes
+    ----------
+    moving
+        The layers whose weights are chosen and whose inputs depend on δ.
+    outputs, inputs
+        D, and the number of inputs of those layers.
+    """
 
     def __init__(self, risk: EmpiricalRisk, layers: Sequence[Layer]) -> None:
         self.risk = risk
         self.layers = tuple(layers)
         self.sizes = [layer.outputs for layer in layers]
-        self.total = sum(self.sizes)
+        self.outputs = sum(self.sizes)
         self.moving: list[int] = []
+        self.inputs = 0
         self._theta = risk.model.parameters()
         self._shifts: Sequence[Tensor] | None = None
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
         self._cut = False
 
-    @property
-    def moving_inputs(self) -> int:
-        return sum(self.layers[l].inputs for l in self.moving)
-
     @contextmanager
     def installed(self) -> Generator[None]:
         """Hooks directly behind the layers, before any of the user's, until the end."""
         with ExitStack() as stack:
-            for l, layer in enumerate(self.layers):
-                hook = self._hook(l)
+            for h, layer in enumerate(self.layers):
+                hook = self._hook(h)
                 handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
                 stack.callback(handle.remove)
             yield
 
-    def _hook(self, l: int) -> Callable[..., Tensor | None]:
+    def _hook(self, h: int) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             if self._shifts is None:
                 return None
-            a, shift = (args[0] if args else kwargs["input"]), self._shifts[l]
-            if l in self._seen or a.ndim != 2 or output.shape != shift.shape:
-                raise DeclinedError
-            self._seen[l] = (a, output)
+            a, shift = (args[0] if args else kwargs["input"]), self._shifts[h]
+            if h in self._seen or a.ndim != 2 or output.shape != shift.shape:
+                raise _DeclinedError
+            self._seen[h] = (a, output)
             return (output.detach() if self._cut else output) + shift
 
         return hook
@@ -266,68 +300,76 @@ class Taps:
         try:
             output = self.risk.model(theta, batch)
             if len(self._seen) != len(self.layers):
-                raise DeclinedError
-            return output, [self._seen[l] for l in range(len(self.layers))]
+                raise _DeclinedError
+            return output, [self._seen[h] for h in range(len(self.layers))]
         finally:
             self._shifts, self._seen, self._cut = None, {}, False
 
     def extend(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """ã (b, i) for the inputs of the layers."""
-        return [layer.extend(a) for layer, a in zip(self.layers, inputs, strict=True)]
+        return [layer.extend(a.detach()) for layer, a in zip(self.layers, inputs, strict=True)]
 
-    def zeros(self, b: int) -> list[Tensor]:
-        """δ = 0 for b rows."""
-        whole = torch.zeros(b, self.total, dtype=self.risk.dtype, device=self.risk.device)
-        return list(whole.split(self.sizes, dim=1))
+    def shifts(self, b: int) -> list[Tensor]:
+        """δ = 0 for b rows, to differentiate by."""
+        whole = torch.zeros(b, self.outputs, dtype=self.risk.dtype, device=self.risk.device)
+        return [part.detach().requires_grad_() for part in whole.split(self.sizes, dim=1)]
 
-    def coordinates(self, tensors: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
-        """Unit vectors for tensors (b, s), the same in all rows, some tensors at a time.
+    def units(self, tensors: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
+        """Unit vectors for the columns of tensors (b, s), the same in all rows.
 
-        Yields the indices of those tensors, and for every tensor (k, b, s), k their Σ s.
+        Yields the indices of some of the tensors, and for every tensor (k, b, s) with k their Σ s.
         """
-        sizes = [t.shape[1] for t in tensors]
-        b, dtype, device = len(tensors[0]), tensors[0].dtype, tensors[0].device
-        together = TANGENT_BYTES / (3 * b * self.risk.activation_bytes)
-        identity = torch.eye(sum(sizes), dtype=dtype, device=device)
+        b, sizes = len(tensors[0]), [tensor.shape[1] for tensor in tensors]
+        together = COTANGENT_BYTES / (b * self.risk.activation_bytes)
+        identity = torch.eye(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
         for group in groups(sizes, together):
             start = sum(sizes[: group.start])
-            block = identity[start : start + sum(sizes[i] for i in group)]
+            block = identity[start : start + sum(sizes[index] for index in group)]
             yield group, [e[:, None].expand(-1, b, -1) for e in block.split(sizes, dim=1)]
 
-    def pullback(self, pull: Callable[[Any], Any], cotangents: Any) -> list[Tensor]:
-        """uᵀ ∂/∂δ for k cotangents (k, …): per layer (k, b, o)."""
-        rows = self.risk.autodiff.rows
-        return rows(lambda u: pull(u)[0], cotangents, what="transposed products")
+    def pullback(
+        self, values: Sequence[Tensor], shifts: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Σ uᵀ ∂values/∂δ for k cotangents u (k, …): per layer (k, b, o)."""
+        used = [at for at, value in enumerate(values) if value.requires_grad]
+        reached = [values[at] for at in used]
+
+        def pull(u: Sequence[Tensor]) -> list[Tensor]:
+            if not used:
+                return [torch.zeros_like(shift) for shift in shifts]
+            some = [u[at] for at in used]
+            found = torch.autograd.grad(
+                reached, shifts, some, retain_graph=True, materialize_grads=True
+            )
+            return list(found)
+
+        return self.risk.autodiff.rows(pull, cotangents, what="transposed products")
 
     def probe(self) -> None:
-        """Try a few rows: θ must act through the layers only, and rows must stay where they are."""
-        count = min(PROBED_ROWS, self.risk.n)
-        few = self.risk.with_rows(self.risk.rows.subset(range(count)))
+        """Try a few rows: θ must act through the layers only, and rows must keep their places."""
+        few = self.risk.with_rows(self.risk.rows.subset(range(min(PROBED_ROWS, self.risk.n))))
         chunk = next(iter(few.chunks()))
-        batch, half = chunk.batch, len(chunk) // 2
-        zeros = self.zeros(len(chunk))
+        half, shifts = len(chunk) // 2, self.shifts(len(chunk))
         with torch.enable_grad():
             leaves = {name: p.detach().requires_grad_() for name, p in self._theta.items()}
-            output, seen = self._run(leaves, zeros, batch, cut=True)
+            fixed = [shift.detach() for shift in shifts]
+            output, seen = self._run(leaves, fixed, chunk.batch, cut=True)
+        if output.requires_grad or any(a.requires_grad for a, _ in seen):
+            raise _DeclinedError
         for layer, (a, z) in zip(self.layers, seen, strict=True):
-            wanted = F.linear(a, layer.module.weight, layer.module.bias)
-            if a.requires_grad or not torch.equal(z, wanted):
-                raise DeclinedError
-        if output.requires_grad:
-            raise DeclinedError
+            if not torch.equal(z, F.linear(a, layer.module.weight, layer.module.bias)):
+                raise _DeclinedError
+        for shift in shifts:
+            shift[:half] = 1.0
         with torch.enable_grad():
-            for shift in zeros:
-                shift[:half] = 1.0
-                shift.requires_grad_()
-            other, seen_again = self._run(self._theta, zeros, batch)
-        pairs = [(output, other)] + [
-            (a, c) for (a, _), (c, _) in zip(seen, seen_again, strict=True)
-        ]
-        if not all(torch.equal(one[half:], two[half:]) for one, two in pairs):
-            raise DeclinedError
-        self.moving = [
-            l for l, (a, _) in enumerate(seen_again) if a.requires_grad and self.layers[l].inputs
-        ]
+            moved, seen_again = self._run(self._theta, shifts, chunk.batch)
+        before, after = [output, *(a for a, _ in seen)], [moved, *(a for a, _ in seen_again)]
+        for one, two in zip(before, after, strict=True):
+            if not torch.equal(one[half:], two[half:]):
+                raise _DeclinedError
+        depends = [a.requires_grad for a, _ in seen_again]
+        self.moving = [h for h, layer in enumerate(self.layers) if depends[h] and layer.inputs]
+        self.inputs = sum(self.layers[h].inputs for h in self.moving)
 
 
 def groups(sizes: Sequence[int], most: float) -> Iterator[range]:
@@ -345,26 +387,26 @@ def groups(sizes: Sequence[int], most: float) -> Iterator[range]:
 
 
 class Triangle:
-    """The entries i ≥ j of a square, in the order of their rows.
+    """The entries i ≥ j of a square, line by line.
 
     Attributes
     ----------
     rows, columns, flat
-        i, j and their flat position in the square.
+        i, j and the flat position in the square of every such entry.
     places
-        For every entry (size, size) of a symmetric matrix, where among these it is.
+        (size, size): for every entry of a symmetric matrix, which of them it is equal to.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.rows, self.columns = torch.tril_indices(size, size, device=device)
         self.flat = self.rows * size + self.columns
-        low, high = torch.arange(size, device=device), torch.arange(size, device=device)[:, None]
-        low, high = torch.minimum(low, high), torch.maximum(low, high)
+        index = torch.arange(size, device=device)
+        low, high = torch.minimum(index, index[:, None]), torch.maximum(index, index[:, None])
         self.places = high * (high + 1) // 2 + low
 
 
 class Sums:
-    """The sums over rows that make up the matrix, by pairs of layers, in the order of the products.
+    """The sums over rows that the matrix consists of, by pairs of layers.
 
     Parameters
     ----------
@@ -374,57 +416,59 @@ class Sums:
     Attributes
     ----------
     outer
-        For l = m Σ M[o,q] ã[i] ã[j] for o ≥ q and i ≥ j, (o·(o+1)/2, i·(i+1)/2): it is symmetric in both
-        pairs. For m < l (q·o, i·j).
+        Σ M_hm[o,q] ã_h[i] ã_m[j] for m < h, as (q·o, i·j). For m = h it is symmetric in o and q and
+        in i and j: only o ≥ q and i ≥ j, a quarter, as (o(o + 1)/2, i(i + 1)/2).
     inner
-        For l ≠ m Σ A_lm[i,q] g_l[o] ã_m[j] as (columns, o, j), and which (i, q) the columns are:
-        where A_lm is zero in all rows nothing is kept. Elementwise functions leave only a diagonal.
+        Σ A_hm[i,q] g_h[o] ã_m[j] for h ≠ m, as (columns, o, j), and which (i, q) the columns are.
+        Where A_hm is zero in all rows there is none: after an elementwise function most of it is.
     """
 
     def __init__(self, risk: EmpiricalRisk, layers: Sequence[Layer]) -> None:
         self.risk = risk
         self.layers = tuple(layers)
+        self.wide = wide(risk.dtype, risk.device)
         sizes = {layer.outputs for layer in layers} | {layer.columns for layer in layers}
         self.triangles = {size: Triangle(size, risk.device) for size in sizes}
-        self.wide = wide(risk.dtype, risk.device)
         self.outer: dict[tuple[int, int], Tensor] = {}
         self.inner: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def row_numbers(self) -> int:
         """How many numbers one row needs for its largest pair of layers."""
         return max(
-            2 * l.outputs * m.outputs
-            + min(l.columns * m.columns, l.outputs * m.outputs * min(l.columns, m.columns))
-            for l in self.layers
+            2 * h.outputs * m.outputs
+            + min(h.columns * m.columns, h.outputs * m.outputs * min(h.columns, m.columns))
+            for h in self.layers
             for m in self.layers
         )
 
-    def add_tangents(
+    def add_curved(
         self, group: range, curved: Sequence[Tensor], extended: Sequence[Tensor]
     ) -> None:
-        """Add a chunk by the rows M_m of a group of layers, for every l (Σ q, b, o); ã (b, i)."""
+        """Add a chunk by M of a group of layers m with every h, (Σ q, b, o), and by ã (b, i)."""
         sizes = [self.layers[m].outputs for m in group]
-        for l, whole in enumerate(curved):
+        for h, whole in enumerate(curved):
             for m, moment in zip(group, whole.split(sizes), strict=True):
-                if m <= l:
-                    self._add_outer(l, m, moment.transpose(0, 1), extended)
+                if m <= h:
+                    self._add_outer(h, m, moment.transpose(0, 1), extended)
 
-    def add_roots(self, pulled: Sequence[Tensor], extended: Sequence[Tensor]) -> None:
-        """Add a chunk by SᵀJ (K, b, o) and ã (b, i)."""
-        for l, right in enumerate(pulled):
-            for m, left in enumerate(pulled[: l + 1]):
-                self._add_outer(l, m, left.permute(1, 2, 0) @ right.transpose(0, 1), extended)
+    def add_factors(
+        self, left: Sequence[Tensor], right: Sequence[Tensor], extended: Sequence[Tensor]
+    ) -> None:
+        """Add a chunk by the factors of M = leftᵀ right, per layer (K, b, o), and by ã (b, i)."""
+        for h, two in enumerate(right):
+            for m, one in enumerate(left[: h + 1]):
+                self._add_outer(h, m, one.permute(1, 2, 0) @ two.transpose(0, 1), extended)
 
-    def _add_outer(self, l: int, m: int, moment: Tensor, extended: Sequence[Tensor]) -> None:
-        """For M_lm as (b, q, o)."""
-        left, right = extended[l], extended[m]
-        if l == m:
-            o, i = moment.shape[1], left.shape[1]
-            part = symmetric_product(moment, left, self.triangles[o], self.triangles[i])
+    def _add_outer(self, h: int, m: int, moment: Tensor, extended: Sequence[Tensor]) -> None:
+        """Add M_hm as (b, q, o)."""
+        left, right = extended[h], extended[m]
+        if h == m:
+            outer, inner = self.triangles[moment.shape[1]], self.triangles[left.shape[1]]
+            part = symmetric_product(moment, left, outer, inner)
         else:
             part = triple_product(moment.flatten(1), left, right).flatten(1)
-        known = self.outer.get((l, m))
-        self.outer[l, m] = part if known is None else known.to(self.wide).add_(part)
+        known = self.outer.get((h, m))
+        self.outer[h, m] = part if known is None else known.to(self.wide).add_(part)
 
     def add_inner(
         self,
@@ -433,84 +477,79 @@ class Sums:
         slopes: Sequence[Tensor],
         extended: Sequence[Tensor],
     ) -> None:
-        """Add a chunk by A_lm for a group of layers l, for every m (Σ i, b, q); g; ã (b, j)."""
-        sizes = [self.layers[l].inputs for l in group]
+        """Add a chunk by A of a group of layers h with every m, (Σ i, b, q), by g and by ã."""
+        sizes = [self.layers[h].inputs for h in group]
         for m, whole in enumerate(pulled):
-            for l, block in zip(group, whole.split(sizes), strict=True):
-                alive = (block != 0).any(1)  # (i, q)
-                if bool(alive.any()):
-                    columns = block.transpose(0, 1)[:, alive]
-                    part = triple_product(columns, slopes[l], extended[m])
-                    self.inner[l, m] = self._merge(self.inner.get((l, m)), alive, part)
+            alive = (whole != 0).any(1)  # (Σ i, q)
+            for h, block, kept in zip(group, whole.split(sizes), alive.split(sizes), strict=True):
+                if bool(kept.any()):
+                    columns = block.transpose(0, 1)[:, kept]  # (b, columns)
+                    part = triple_product(columns, slopes[h], extended[m])
+                    self.inner[h, m] = self._merge(self.inner.get((h, m)), kept, part)
 
     def _merge(
-        self, known: tuple[Tensor, Tensor] | None, alive: Tensor, part: Tensor
+        self, known: tuple[Tensor, Tensor] | None, kept: Tensor, part: Tensor
     ) -> tuple[Tensor, Tensor]:
         if known is None:
-            return alive, part
+            return kept, part
         before, total = known
-        if torch.equal(before, alive):
-            return alive, total.to(self.wide).add_(part)
-        union = before | alive
-        merged = torch.zeros(int(union.sum()), *part.shape[1:], dtype=self.wide, device=part.device)
+        if torch.equal(before, kept):
+            return kept, total.to(self.wide).add_(part)
+        union = before | kept
+        shape = (int(union.sum()), *part.shape[1:])
+        merged = torch.zeros(shape, dtype=self.wide, device=part.device)
         merged[before[union]] = total.to(self.wide)
-        merged[alive[union]] += part
+        merged[kept[union]] += part
         return union, merged
 
     def matrix(self) -> Tensor:
         """The mean over rows, (p, p)."""
         p = self.risk.p
         matrix = torch.empty(p, p, dtype=self.wide, device=self.risk.device)
-        for l in range(len(self.layers)):
-            self._write_own(matrix, l)
-            for m in range(l):
-                self._write_pair(matrix, l, m)
+        for h in range(len(self.layers)):
+            self._write_own(matrix, h)
+            for m in range(h):
+                self._write_pair(matrix, h, m)
         return matrix
 
-    def _write_own(self, matrix: Tensor, l: int) -> None:
-        layer = self.layers[l]
-        o, i = layer.outputs, layer.columns
-        part = self.outer.pop((l, l))
+    def _write_own(self, matrix: Tensor, h: int) -> None:
+        o, i = self.layers[h].outputs, self.layers[h].columns
+        part = self.outer.pop((h, h))
         places, inner = self.triangles[o].places, self.triangles[i].places.flatten()
         step = max(1, PIECE // (o * i * i))
         for start in range(0, o, step):
             lines = places[start : start + step]  # (s, q)
             piece = take_columns(part[lines.flatten()], inner).view(*lines.shape, i, i)
-            self._write(matrix, l, l, piece.to(self.wide).transpose(1, 2), start)
+            self._write(matrix, h, h, piece.to(self.wide).transpose(1, 2), start)
 
-    def _write_pair(self, matrix: Tensor, l: int, m: int) -> None:
-        one, two = self.layers[l], self.layers[m]
-        part = self.outer.pop((l, m)).to(self.wide)
+    def _write_pair(self, matrix: Tensor, h: int, m: int) -> None:
+        one, two = self.layers[h], self.layers[m]
+        part = self.outer.pop((h, m)).to(self.wide)
         block = part.view(two.outputs, one.outputs, one.columns, two.columns)  # (q, o, i, j)
         block = block.permute(1, 2, 0, 3)  # (o, i, q, j)
-        for key, view in (((l, m), block), ((m, l), block.permute(2, 3, 0, 1))):
+        for key, view in (((h, m), block), ((m, h), block.permute(2, 3, 0, 1))):
             if key in self.inner:
-                alive, values = self.inner.pop(key)
-                at = view.permute(1, 2, 0, 3)[: len(alive)]  # (i, q, o, j)
-                at[alive] += values.to(self.wide)
-        self._write(matrix, l, m, block)
-        matrix[two.places, one.places] = matrix[one.places, two.places].T
+                kept, values = self.inner.pop(key)
+                at = view.permute(1, 2, 0, 3)[: len(kept)]  # (i, q, o, j)
+                at[kept] += values.to(self.wide)
+        self._write(matrix, h, m, block)
+        matrix[two.entries, one.entries] = matrix[one.entries, two.entries].T
 
-    def _write(self, matrix: Tensor, l: int, m: int, block: Tensor, first: int = 0) -> None:
-        """Write a block (s, i, q, j) over n, whose rows begin with output `first` of layer l."""
+    def _write(self, matrix: Tensor, h: int, m: int, block: Tensor, first: int = 0) -> None:
+        """Write a block (s, i, q, j) over n, whose lines begin with output `first` of layer h."""
         s, q = block.shape[0], block.shape[2]
-        for row, i in self.layers[l].segments():
+        for line, i in self.layers[h].segments:
             width = i.stop - i.start
-            lines = slice(row + first * width, row + (first + s) * width)
-            for column, j in self.layers[m].segments():
-                across = slice(column, column + q * (j.stop - j.start))
-                place = matrix[lines, across].view(s, width, q, -1)
+            lines = slice(line + first * width, line + (first + s) * width)
+            for column, j in self.layers[m].segments:
+                columns = slice(column, column + q * (j.stop - j.start))
+                place = matrix[lines, columns].view(s, width, q, -1)
                 torch.div(block[:, i, :, j], self.risk.n, out=place)
-
-
-def take_columns(x: Tensor, index: Tensor) -> Tensor:
-    """x[:, index]; `torch.gather` is several times faster at it than indexing (torch 2.13)."""
-    return torch.gather(x, 1, index.expand(len(x), -1))
 
 
 def symmetric_product(moment: Tensor, a: Tensor, outer: Triangle, inner: Triangle) -> Tensor:
     """Σ_b M[b,o,q] a[b,i] a[b,j] for o ≥ q and i ≥ j, for M symmetric in o and q."""
-    packed = take_columns(moment.flatten(1), outer.flat)  # (b, o·(o+1)/2)
+    packed = take_columns(moment.flatten(1), outer.flat)  # (b, o(o + 1)/2)
     if a.shape[1] < 2 * packed.shape[1]:
         return packed.T @ (take_columns(a, inner.rows) * take_columns(a, inner.columns))
     return take_columns(triple_product(packed, a, a).flatten(1), inner.flat)
@@ -521,12 +560,17 @@ def triple_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     k, i, j = x.shape[1], y.shape[1], z.shape[1]
     smallest = min(i * j, k * i, k * j)
     if smallest == i * j:
-        return (x.T @ pairs(y, z)).view(k, i, j)
+        return (x.T @ products(y, z)).view(k, i, j)
     if smallest == k * i:
-        return (pairs(x, y).T @ z).view(k, i, j)
-    return (pairs(x, z).T @ y).view(k, j, i).transpose(1, 2)
+        return (products(x, y).T @ z).view(k, i, j)
+    return (products(x, z).T @ y).view(k, j, i).transpose(1, 2)
 
 
-def pairs(y: Tensor, z: Tensor) -> Tensor:
+def products(y: Tensor, z: Tensor) -> Tensor:
     """y[b,i] z[b,j], (b, i·j)."""
     return (y[:, :, None] * z[:, None]).flatten(1)
+
+
+def take_columns(x: Tensor, index: Tensor) -> Tensor:
+    """x[:, index]; `torch.gather` is two to three times as fast as indexing here (torch 2.13)."""
+    return torch.gather(x, 1, index.expand(len(x), -1))

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import html
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Certificate", "IndefiniteCurvatureWarning", "relative_residuals"]
+__all__ = [
+    "Certificate",
+    "IndefiniteCurvatureWarning",
+    "ResidualWarning",
+    "relative_residuals",
+    "warn_of_residuals",
+]
+
+# A solve that leaves more than this is told: float32 gradients are not known better.
+RESIDUAL_LIMIT = 1e-6
 
 
 class IndefiniteCurvatureWarning(UserWarning):
     """A + λI has negative eigenvalues: its inverse is not that of a minimum."""
+
+
+class ResidualWarning(UserWarning):
+    """A solve left a larger residual than round-off in the gradients would explain."""
 
 
 @dataclass
@@ -99,6 +113,18 @@ class Certificate:
             for a, b in self.lines()
         )
         return f"<table>{rows}</table>"
+
+
+def warn_of_residuals(residuals: Tensor, stacklevel: int) -> None:
+    """Tell of right-hand sides that were not solved to `RESIDUAL_LIMIT`."""
+    worst = float(residuals.max()) if residuals.numel() else 0.0
+    if not worst <= RESIDUAL_LIMIT:
+        warnings.warn(
+            f"solved only to a relative residual of {worst:.1e}: the matrix is close to singular. "
+            "Choose a larger damping",
+            ResidualWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def relative_residuals(residual: Tensor, right: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from upweight.inverse.certificate import (
     Certificate,
     IndefiniteCurvatureWarning,
     relative_residuals,
+    warn_of_residuals,
 )
 from upweight.operator import Dense, Gram, LinearOperator, wide
 
@@ -59,7 +60,9 @@ class DirectInverse(LinearOperator):
     def _apply(self, columns: Tensor) -> Tensor:
         solution = self._solve(columns)
         residual = self.operator @ solution + self.damping * solution - columns
-        self.certificate.add(relative_residuals(residual, columns))
+        residuals = relative_residuals(residual, columns)
+        self.certificate.add(residuals)
+        warn_of_residuals(residuals, stacklevel=3)
         return solution
 
 

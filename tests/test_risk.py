@@ -147,3 +147,53 @@ def test_pushforward_without_forward_mode_goes_by_reverse() -> None:
     got = ad.pushforward(lambda p: NoForwardMode.apply(p["w"]), point, tangents)
     torch.testing.assert_close(got, wanted)
     assert any("reverse mode twice" in note for note in ad.notes)
+
+
+class Branching(nn.Module):
+    """Rows with a large first feature skip a layer: a way that the probed rows do not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1 and float(x[0, 0]) > 50:
+            return self.second(x)
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ["mlp", "regression", "one_logit", "frozen_layer"])
+def test_gradients_through_taps_are_those_of_vmap(name: str) -> None:
+    case = make(name)
+    tapped = risk_of(case)
+    assert tapped.taps() is not None
+    plain = risk_of(case)
+    plain._taps_sought = True  # as if there were none
+    rows = torch.cat([g for _, g in tapped.row_gradients()])
+    torch.testing.assert_close(rows, torch.cat([g for _, g in plain.row_gradients()]))
+
+
+def test_rows_that_take_another_way_than_the_probed_ones() -> None:
+    torch.manual_seed(0)
+    model, x, y = Branching().double(), torch.randn(40, 3).double(), torch.randint(2, (40,))
+    x[17, 0] = 100.0
+    risk = uw.EmpiricalRisk(model, F.cross_entropy, (x, y), batch_size=1)
+    assert risk.taps() is not None
+    wanted = [
+        torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for p, g in zip(
+                    model.parameters(),
+                    torch.autograd.grad(
+                        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]),
+                        list(model.parameters()),
+                        allow_unused=True,
+                    ),
+                    strict=True,
+                )
+            ]
+        )
+        for i in range(40)
+    ]
+    torch.testing.assert_close(torch.cat([g for _, g in risk.row_gradients()]), torch.stack(wanted))

@@ -80,7 +80,9 @@ is_flipped = np.isin(np.arange(len(x)), flipped)
 print(f"flipped: {mean.values[is_flipped].mean():+.3f}")
 print(f"others:  {mean.values[~is_flipped].mean():+.3f}")
 print(f"ROC AUC: {roc_auc_score(is_flipped, -mean.values):.3f}")
-ax = plots.plot_score_distribution(mean.values, is_flipped, ax=plt.subplots(layout="constrained")[1])
+ax = plots.plot_score_distribution(
+    mean.values, is_flipped, ax=plt.subplots(layout="constrained")[1]
+)
 
 # %%
 # These are the rows to look at first:
@@ -104,9 +106,9 @@ print(influence.certificate)
 # %%
 # Damping
 # -------
-# The damping λ decides which directions of parameter space count. It may be changed after `fit`; the
-# Hessian is not computed again. Where λ is smaller than the size of the most negative eigenvalue, the
-# damped Hessian is indefinite, and a warning says so.
+# The damping λ decides which directions of parameter space count. It may be changed after `fit`;
+# the Hessian is not computed again. Where λ is smaller than the size of the most negative
+# eigenvalue, the damped Hessian is indefinite, and a warning says so.
 
 for damping in (0.05, 0.1, 1.0):
     influence.damping = damping
@@ -124,7 +126,9 @@ influence.damping = 0.1
 by_feature = influence.mean_scores(wine.test, mode="perturbation")
 print(by_feature.values.shape)
 names = [name.replace("_", " ") for name in wine.feature_names]
-ax = plots.plot_feature_influence(by_feature.values.mean(0), names, ax=plt.subplots(layout="constrained")[1])
+ax = plots.plot_feature_influence(
+    by_feature.values.mean(0), names, ax=plt.subplots(layout="constrained")[1]
+)
 
 # %%
 # Without test data

@@ -27,6 +27,7 @@ from upweight.checks import (
     same_form,
 )
 from upweight.functional import FunctionalModel, default_target
+from upweight.layers import DeclinedError, Taps, find_taps, row_gradients
 from upweight.losses import RowLoss
 from upweight.operator import wide
 from upweight.rows import Rows
@@ -128,6 +129,8 @@ class EmpiricalRisk:
         self.row_loss: RowLoss = found.row_loss
         self.output_shape: tuple[int, ...] = found.output_shape
         self.activation_bytes = found.activation_bytes
+        self._taps: Taps | None = None
+        self._taps_sought = False
         self._losses = check_rows(self)
 
     def with_rows(self, rows: Rows) -> EmpiricalRisk:
@@ -230,6 +233,14 @@ class EmpiricalRisk:
             yield chunk, gradients
 
     def _chunk_gradients(self, theta: Any, chunk: Chunk) -> Tensor:
+        taps = self.taps()
+        if taps is not None:
+            try:
+                with taps.installed():
+                    return row_gradients(taps, chunk)
+            except DeclinedError:
+                self._taps = None
+
         def one(row: Any) -> Any:
             batch = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, row)
             return gradient(lambda t: self.batch_losses(t, batch).sum())(theta)
@@ -237,6 +248,13 @@ class EmpiricalRisk:
         return self.model.flatten(
             self.autodiff.rows(one, chunk.batch, what="gradients of single rows")
         )
+
+    def taps(self) -> Taps | None:
+        """Taps on the layers, where θ consists of linear layers that each act once for a row."""
+        if not self._taps_sought:
+            self._taps_sought = True
+            self._taps = find_taps(self)
+        return self._taps
 
     def gradient(self, weights: Tensor | None = None) -> Tensor:
         """Σ_i w_i ∇ℓ_i, (p,); the default weights 1/n give ∇L. One backward pass over the rows."""

@@ -23,23 +23,17 @@ A. Botev, H. Ritter, D. Barber, *Practical Gauss-Newton optimisation for deep le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from upweight.layers import DeclinedError, Layer, Taps
 from upweight.operator import wide
 from upweight.risk import CHUNK_BYTES, Chunk, EmpiricalRisk
 
 __all__ = ["dense_gram", "dense_hessian"]
 
-# Cotangents that go through a chunk together stay below this many bytes, unless those of one layer
-# alone need more.
-COTANGENT_BYTES = 64 * 2**20
 # Where one row needs more than this, too few rows would share a product of matrices.
 ROW_BYTES = 4 * 2**20
 # To form a number of M takes as long as so many multiplications in a product of matrices.
@@ -48,7 +42,6 @@ FORMED = 64
 SUMMED_ROWS = 8192
 # Blocks of the matrix are written in pieces of about so many numbers, which stay in the cache.
 PIECE = 2**18
-PROBED_ROWS = 8
 
 Roots = Callable[[Chunk, Tensor], Tensor]  # chunk, output (b, *o) → S (b, K, *o) with B = S Sᵀ
 Multiply = Callable[[Chunk, Tensor, Tensor], Tensor]  # chunk, output, u (k, b, *o) → B u
@@ -90,8 +83,8 @@ def dense_hessian(risk: EmpiricalRisk) -> tuple[Tensor, int] | None:
         together = max(taps.sizes + [taps.layers[h].inputs for h in taps.moving])
         return taps.outputs * (taps.outputs + taps.inputs), together
 
-    layers = find_layers(risk)
-    matrix = None if layers is None else _dense(risk, layers, add, row_size)
+    taps = risk.taps()
+    matrix = None if taps is None else _dense(taps, add, row_size)
     return None if matrix is None else (matrix, spent)
 
 
@@ -115,11 +108,8 @@ def dense_gram(
     or where these have so few inputs that all rows SᵀJ by θ (n·K, p) are cheaper.
     """
     o = int(torch.Size(risk.output_shape).numel())
-    layers = find_layers(risk)
-    if layers is None:
-        return None
-    moments = sum(layer.outputs for layer in layers) ** 2
-    if min(root_count, o) * risk.p**2 < FORMED * moments:
+    taps = risk.taps()
+    if taps is None or min(root_count, o) * risk.p**2 < FORMED * taps.outputs**2:
         return None
 
     def add(taps: Taps, chunk: Chunk, sums: Sums) -> None:
@@ -138,249 +128,32 @@ def dense_gram(
             right, left = [u[:o] for u in pulled], [u[o:] for u in pulled]
         sums.add_factors(left, right, taps.extend(inputs))
 
-    return _dense(risk, layers, add, lambda taps: (2 * o * (taps.outputs + o), o))
+    return _dense(taps, add, lambda taps: (2 * o * (taps.outputs + o), o))
 
 
 def _dense(
-    risk: EmpiricalRisk,
-    layers: Sequence[Layer],
+    taps: Taps,
     add: Callable[[Taps, Chunk, Sums], None],
     row_size: Callable[[Taps], tuple[int, int]],
 ) -> Tensor | None:
     """The matrix, by adding chunks whose rows take so many numbers, and cotangents, at once."""
+    risk = taps.risk
+    numbers, cotangents = row_size(taps)
     with risk.model.evaluating():
-        taps, sums = Taps(risk, layers), Sums(risk, layers)
+        sums = Sums(risk, taps.layers)
+        own = (numbers + sums.row_numbers()) * risk.dtype.itemsize
+        if own > ROW_BYTES:
+            return None
+        row_bytes = own + cotangents * risk.activation_bytes
         try:
             with taps.installed():
-                taps.probe()
-                numbers, cotangents = row_size(taps)
-                own = (numbers + sums.row_numbers()) * risk.dtype.itemsize
-                if own > ROW_BYTES:
-                    return None
-                row_bytes = own + cotangents * risk.activation_bytes
                 for chunk in risk.chunks(max(row_bytes, CHUNK_BYTES / SUMMED_ROWS)):
                     add(taps, chunk, sums)
         except torch.OutOfMemoryError:
             raise
-        except (_DeclinedError, RuntimeError, NotImplementedError):
+        except (DeclinedError, RuntimeError, NotImplementedError):
             return None
         return sums.matrix()
-
-
-# --- the layers ----------------------------------------------------------------------------------
-
-
-class _DeclinedError(Exception):
-    """A layer is not used exactly once for every row, or θ is used elsewhere."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer, and where its weight and bias begin in θ; None for one that is not chosen."""
-
-    module: nn.Linear
-    weight: int | None
-    bias: int | None
-
-    @property
-    def outputs(self) -> int:
-        """o."""
-        return self.module.weight.shape[0]
-
-    @property
-    def inputs(self) -> int:
-        """The number of columns of ã that are inputs."""
-        return 0 if self.weight is None else self.module.weight.shape[1]
-
-    @property
-    def columns(self) -> int:
-        """The number of columns of ã."""
-        return self.inputs + (self.bias is not None)
-
-    @property
-    def segments(self) -> list[tuple[int, slice]]:
-        """Where in θ, in the order (o, columns), which columns of ã begin."""
-        found: list[tuple[int, slice]] = []
-        if self.weight is not None:
-            found.append((self.weight, slice(0, self.inputs)))
-        if self.bias is not None:
-            found.append((self.bias, slice(self.inputs, self.columns)))
-        return found
-
-    @property
-    def entries(self) -> slice:
-        """The entries of θ: a module's parameters are next to each other."""
-        start = min(start for start, _ in self.segments)
-        return slice(start, start + self.outputs * self.columns)
-
-    def extend(self, a: Tensor) -> Tensor:
-        """ã (b, i) for inputs a: [a, 1], or what of it belongs to chosen parameters."""
-        parts = [] if self.weight is None else [a]
-        parts += [] if self.bias is None else [torch.ones_like(a[:, :1])]
-        return torch.cat(parts, dim=1)
-
-
-def find_layers(risk: EmpiricalRisk) -> list[Layer] | None:
-    """The linear layers that θ consists of; None if some of it is anything else, or is shared."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in risk.model.model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append((module, name))
-    parameters = dict(risk.model.model.named_parameters())
-    starts: dict[nn.Linear, dict[str, int]] = {}
-    start = 0
-    for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
-        (module, attribute), *others = owners[id(parameters[name])]
-        if type(module) is not nn.Linear or "forward" in vars(module):
-            return None
-        if others or attribute not in ("weight", "bias"):
-            return None
-        starts.setdefault(module, {})[attribute] = start
-        start += size
-    if any(dtype != risk.dtype for dtype in risk.model.dtypes):
-        return None
-    return [Layer(module, at.get("weight"), at.get("bias")) for module, at in starts.items()]
-
-
-class Taps:
-    """The model as a function of δ, which is added to the outputs (b, o) of the layers.
-
-    Attributes
-    ----------
-    moving
-        The layers whose weights are chosen and whose inputs depend on δ.
-    outputs, inputs
-        D, and the number of inputs of those layers.
-    """
-
-    def __init__(self, risk: EmpiricalRisk, layers: Sequence[Layer]) -> None:
-        self.risk = risk
-        self.layers = tuple(layers)
-        self.sizes = [layer.outputs for layer in layers]
-        self.outputs = sum(self.sizes)
-        self.moving: list[int] = []
-        self.inputs = 0
-        self._theta = risk.model.parameters()
-        self._shifts: Sequence[Tensor] | None = None
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
-        self._cut = False
-
-    @contextmanager
-    def installed(self) -> Generator[None]:
-        """Hooks directly behind the layers, before any of the user's, until the end."""
-        with ExitStack() as stack:
-            for h, layer in enumerate(self.layers):
-                hook = self._hook(h)
-                handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
-                stack.callback(handle.remove)
-            yield
-
-    def _hook(self, h: int) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-            if self._shifts is None:
-                return None
-            a, shift = (args[0] if args else kwargs["input"]), self._shifts[h]
-            if h in self._seen or a.ndim != 2 or output.shape != shift.shape:
-                raise _DeclinedError
-            self._seen[h] = (a, output)
-            return (output.detach() if self._cut else output) + shift
-
-        return hook
-
-    def __call__(self, shifts: Sequence[Tensor], batch: Any) -> tuple[Tensor, list[Tensor]]:
-        """The output (b, *o), and the inputs (b, i) of the layers."""
-        output, seen = self._run(self._theta, shifts, batch)
-        return output, [a for a, _ in seen]
-
-    def _run(
-        self, theta: Any, shifts: Sequence[Tensor], batch: Any, *, cut: bool = False
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Output, and input and output of every layer; a cut lets no derivative through a layer."""
-        self._shifts, self._seen, self._cut = shifts, {}, cut
-        try:
-            output = self.risk.model(theta, batch)
-            if len(self._seen) != len(self.layers):
-                raise _DeclinedError
-            return output, [self._seen[h] for h in range(len(self.layers))]
-        finally:
-            self._shifts, self._seen, self._cut = None, {}, False
-
-    def extend(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """ã (b, i) for the inputs of the layers."""
-        return [layer.extend(a.detach()) for layer, a in zip(self.layers, inputs, strict=True)]
-
-    def shifts(self, b: int) -> list[Tensor]:
-        """δ = 0 for b rows, to differentiate by."""
-        whole = torch.zeros(b, self.outputs, dtype=self.risk.dtype, device=self.risk.device)
-        return [part.detach().requires_grad_() for part in whole.split(self.sizes, dim=1)]
-
-    def units(self, tensors: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
-        """Unit vectors for the columns of tensors (b, s), the same in all rows.
-
-        Yields the indices of some of the tensors, and for every tensor (k, b, s) with k their Σ s.
-        """
-        b, sizes = len(tensors[0]), [tensor.shape[1] for tensor in tensors]
-        together = COTANGENT_BYTES / (b * self.risk.activation_bytes)
-        identity = torch.eye(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
-        for group in groups(sizes, together):
-            start = sum(sizes[: group.start])
-            block = identity[start : start + sum(sizes[index] for index in group)]
-            yield group, [e[:, None].expand(-1, b, -1) for e in block.split(sizes, dim=1)]
-
-    def pullback(
-        self, values: Sequence[Tensor], shifts: Sequence[Tensor], cotangents: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Σ uᵀ ∂values/∂δ for k cotangents u (k, …): per layer (k, b, o)."""
-        used = [at for at, value in enumerate(values) if value.requires_grad]
-        reached = [values[at] for at in used]
-
-        def pull(u: Sequence[Tensor]) -> list[Tensor]:
-            if not used:
-                return [torch.zeros_like(shift) for shift in shifts]
-            some = [u[at] for at in used]
-            found = torch.autograd.grad(
-                reached, shifts, some, retain_graph=True, materialize_grads=True
-            )
-            return list(found)
-
-        return self.risk.autodiff.rows(pull, cotangents, what="transposed products")
-
-    def probe(self) -> None:
-        """Try a few rows: θ must act through the layers only, and rows must keep their places."""
-        few = self.risk.with_rows(self.risk.rows.subset(range(min(PROBED_ROWS, self.risk.n))))
-        chunk = next(iter(few.chunks()))
-        half, shifts = len(chunk) // 2, self.shifts(len(chunk))
-        with torch.enable_grad():
-            leaves = {name: p.detach().requires_grad_() for name, p in self._theta.items()}
-            fixed = [shift.detach() for shift in shifts]
-            output, seen = self._run(leaves, fixed, chunk.batch, cut=True)
-        if output.requires_grad or any(a.requires_grad for a, _ in seen):
-            raise _DeclinedError
-        for layer, (a, z) in zip(self.layers, seen, strict=True):
-            if not torch.equal(z, F.linear(a, layer.module.weight, layer.module.bias)):
-                raise _DeclinedError
-        for shift in shifts:
-            shift[:half] = 1.0
-        with torch.enable_grad():
-            moved, seen_again = self._run(self._theta, shifts, chunk.batch)
-        before, after = [output, *(a for a, _ in seen)], [moved, *(a for a, _ in seen_again)]
-        for one, two in zip(before, after, strict=True):
-            if not torch.equal(one[half:], two[half:]):
-                raise _DeclinedError
-        depends = [a.requires_grad for a, _ in seen_again]
-        self.moving = [h for h, layer in enumerate(self.layers) if depends[h] and layer.inputs]
-        self.inputs = sum(self.layers[h].inputs for h in self.moving)
-
-
-def groups(sizes: Sequence[int], most: float) -> Iterator[range]:
-    """Consecutive indices whose sizes add up to no more than `most`, or one alone."""
-    start, total = 0, 0
-    for index, size in enumerate(sizes):
-        if index > start and total + size > most:
-            yield range(start, index)
-            start, total = index, 0
-        total += size
-    yield range(start, len(sizes))
 
 
 # --- sums over rows ------------------------------------------------------------------------------

@@ -51,8 +51,10 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 	$(ONE_THREAD) MPLBACKEND=agg $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight and its peers side by side on wine, in an environment of its own
+bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
 	$(BIN)/python benchmarks/wine.py
+	$(BIN)/python benchmarks/digits.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/wine_seeds.py
 
 clean:  ## remove the environments and everything that was generated
 	rm -rf $(VENV) $(PEERS) build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst

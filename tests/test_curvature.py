@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +197,35 @@ def test_fisher_of_an_output_without_dimensions() -> None:
     risk = uw.EmpiricalRisk(model, torch.nn.functional.mse_loss, rows)
     v = torch.randn(risk.p, 2, dtype=torch.float64)
     torch.testing.assert_close(uw.Fisher(risk) @ v, uw.GGN(risk).dense() @ v)
+
+
+def soft_labels() -> Case:
+    """Targets that are probabilities, and do not all add up to one."""
+    case = make("mlp")
+    weights = torch.rand(case.n, 3)
+    case.train = (case.train[0], weights)
+    return case
+
+
+def ignored_labels() -> Case:
+    case = make("positions")
+    labels = case.train[1].clone()
+    labels[::2, 1] = 2
+    case.train = (case.train[0], labels)
+    case.loss = nn.CrossEntropyLoss(ignore_index=2, reduction="sum")
+    return case
+
+
+@pytest.mark.parametrize("build", [soft_labels, ignored_labels])
+@pytest.mark.parametrize("closed", [0, 64])
+def test_closed_forms_are_left_where_they_do_not_hold(
+    build: Callable[[], Case], closed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upweight.curvature.exact.CLOSED_OUTPUTS", closed)
+    case = build()
+    ggn, wanted = uw.GGN(risk_of(case)), Reference(case).ggn()
+    close(ggn.dense(), wanted)
+    columns = torch.randn(ggn.size, 2, dtype=torch.float64)
+    close(ggn @ columns, wanted @ columns)
+    rows = torch.cat(list(ggn.factor_rows() or []))
+    close(rows.T @ rows, wanted)

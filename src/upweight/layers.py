@@ -20,7 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from upweight.risk import Chunk, EmpiricalRisk
 
-__all__ = ["DeclinedError", "Layer", "Taps", "find_taps", "row_gradients"]
+__all__ = ["DeclinedError", "Layer", "Taps", "find_taps", "jacobian_rows", "row_gradients"]
 
 # Cotangents that go through a chunk together stay below this many bytes, unless those of one layer
 # alone need more.
@@ -150,6 +150,14 @@ class Taps:
                 stack.callback(handle.remove)
             yield
 
+    def attempt(self, function: Callable[[Taps], Tensor]) -> Tensor | None:
+        """What a function makes of the taps; None if rows take another way than the probed ones."""
+        try:
+            with self.installed():
+                return function(self)
+        except DeclinedError:
+            return None
+
     def _hook(self, h: int) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             if self._shifts is None:
@@ -260,12 +268,34 @@ def row_gradients(taps: Taps, chunk: Chunk) -> Tensor:
         output, inputs = taps(shifts, chunk.batch)
         loss = taps.risk.row_loss(output, taps.risk.target(chunk.batch)).sum()
     slopes = torch.autograd.grad(loss, shifts, materialize_grads=True)
-    rows = torch.empty(len(chunk), taps.risk.p, dtype=loss.dtype, device=loss.device)
-    for layer, g, a in zip(taps.layers, slopes, taps.extend(inputs), strict=True):
+    return _by_parameters(taps, [g[:, None] for g in slopes], inputs)[:, 0]
+
+
+def jacobian_rows(taps: Taps, chunk: Chunk, roots: Callable[[Chunk, Tensor], Tensor]) -> Tensor:
+    """SᵀJ for every row of a chunk, (b, K, p), with S (b, K, *o) for the chunk and its output.
+
+    Raises
+    ------
+    DeclinedError
+        If these rows go another way through the model than the probed ones.
+    """
+    with torch.enable_grad():
+        shifts = taps.shifts(len(chunk))
+        output, inputs = taps(shifts, chunk.batch)
+    cotangents = roots(chunk, output.detach()).transpose(0, 1)
+    pulled = taps.pullback([output], shifts, [cotangents])  # per layer (K, b, o)
+    return _by_parameters(taps, [u.transpose(0, 1) for u in pulled], inputs)
+
+
+def _by_parameters(taps: Taps, by_shift: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Derivatives by θ, (b, K, p), from those by δ, per layer (b, K, o)."""
+    b, k = by_shift[0].shape[:2]
+    rows = by_shift[0].new_empty(b, k, taps.risk.p)
+    for layer, u, a in zip(taps.layers, by_shift, taps.extend(inputs), strict=True):
         for start, columns in layer.segments:
-            part = a[:, columns]  # (b, i)
-            place = rows[:, start : start + layer.outputs * part.shape[1]]
-            torch.mul(g[:, :, None], part[:, None], out=place.unflatten(1, (layer.outputs, -1)))
+            part = a[:, None, None, columns]  # (b, 1, 1, i)
+            place = rows[..., start : start + layer.outputs * part.shape[-1]]
+            torch.mul(u[..., None], part, out=place.unflatten(-1, (layer.outputs, -1)))
     return rows
 
 

@@ -27,7 +27,7 @@ from upweight.checks import (
     same_form,
 )
 from upweight.functional import FunctionalModel, default_target
-from upweight.layers import DeclinedError, Taps, find_taps, row_gradients
+from upweight.layers import Taps, find_taps, row_gradients
 from upweight.losses import RowLoss
 from upweight.operator import wide
 from upweight.rows import Rows
@@ -235,11 +235,9 @@ class EmpiricalRisk:
     def _chunk_gradients(self, theta: Any, chunk: Chunk) -> Tensor:
         taps = self.taps()
         if taps is not None:
-            try:
-                with taps.installed():
-                    return row_gradients(taps, chunk)
-            except DeclinedError:
-                self._taps = None
+            rows = taps.attempt(lambda t: row_gradients(t, chunk))
+            if rows is not None:
+                return rows
 
         def one(row: Any) -> Any:
             batch = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, row)

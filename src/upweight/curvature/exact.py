@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from upweight.autodiff import gradient, vjp
 from upweight.curvature.linear import dense_gram, dense_hessian
+from upweight.layers import jacobian_rows
 from upweight.losses import (
     Categorical,
     OutputDistribution,
@@ -38,6 +39,8 @@ __all__ = ["GGN", "Curvature", "Fisher", "Hessian"]
 COLUMN_BYTES = 256 * 2**20
 # Beyond this many output numbers a row's output Hessian is multiplied, never formed.
 ROOT_OUTPUTS = 512
+# Up to this many, its roots in closed form are multiplied, and the loss is not differentiated.
+CLOSED_OUTPUTS = 64
 # Noise for sampled labels is drawn for blocks of rows at fixed places, whatever the chunks.
 NOISE_ROWS = 1024
 
@@ -127,6 +130,13 @@ def _chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct
     return total / risk.n
 
 
+def multiply_roots(roots: Tensor, pushed: Tensor) -> Tensor:
+    """S Sᵀ u for S (b, K, *o) and u (k, b, *o)."""
+    flat = roots.reshape(*roots.shape[:2], -1)  # (b, K, o)
+    inner = torch.einsum("bro,kbo->kbr", flat, pushed.reshape(*pushed.shape[:2], -1))
+    return torch.einsum("bro,kbr->kbo", flat, inner).reshape(pushed.shape)
+
+
 @dataclass(frozen=True)
 class OutputForm:
     """1/n Σ_i J_iᵀ A_i J_i for curvatures A_i = S_i S_iᵀ of each row's loss in its output.
@@ -175,13 +185,19 @@ class OutputForm:
             return vmap(lambda s: pullback(s[None]))(root)
 
         theta = risk.model.parameters()
+        taps = risk.taps()
         row_bytes = 2 * risk.p * risk.dtype.itemsize + risk.activation_bytes
         for chunk in risk.chunks(self.root_count * row_bytes):
+            rows: Tensor | None = None
             with risk.model.evaluating():
-                root = self.roots(chunk, risk.model(theta, chunk.batch))
-                pulled = risk.autodiff.rows(one, chunk.batch, root, what="Jacobians of single rows")
-                rows = risk.model.flatten(pulled).flatten(0, 1) / risk.n**0.5
-            yield rows
+                if taps is not None:
+                    rows = taps.attempt(lambda t, c=chunk: jacobian_rows(t, c, self.roots))
+                if rows is None:
+                    root = self.roots(chunk, risk.model(theta, chunk.batch))
+                    what = "Jacobians of single rows"
+                    pulled = risk.autodiff.rows(one, chunk.batch, root, what=what)
+                    rows = risk.model.flatten(pulled)
+            yield rows.flatten(0, 1) / risk.n**0.5
 
     def dense(self) -> Tensor:
         """C (p, p) in `wide` precision."""
@@ -228,7 +244,11 @@ class GGN(LinearOperator):
         self.products = 0
         outputs = int(torch.Size(risk.output_shape).numel())
         self.form = OutputForm(risk, outputs, self._roots, self._multiply)
-        self._check_convex()
+        known = output_distribution(risk.loss)
+        linear = isinstance(known, Categorical) and known.log_probabilities
+        self._known = None if linear else known
+        if self._known is None:
+            self._check_convex()
 
     def _apply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
@@ -248,7 +268,22 @@ class GGN(LinearOperator):
         self.products += self.form.root_count
         return self.form.factor_rows()
 
+    def _closed_roots(self, chunk: Chunk, output: Tensor) -> Tensor | None:
+        """Roots in closed form, where the loss is known and they do not depend on the target."""
+        if self._known is None:
+            return None
+        if isinstance(self._known, Categorical):
+            target = self.risk.target(chunk.batch)
+            ignored = getattr(self.risk.loss, "ignore_index", -100)
+            # soft labels need not add up to one, and an ignored label has no curvature
+            if target.is_floating_point() or bool((target == ignored).any()):
+                return None
+        return vmap(self._known.roots)(output)
+
     def _roots(self, chunk: Chunk, output: Tensor) -> Tensor:
+        closed = self._closed_roots(chunk, output)
+        if closed is not None:
+            return closed
         return self.risk.autodiff.rows(
             lambda z, y: output_roots(self.risk.row_loss, z, y),
             output,
@@ -257,6 +292,10 @@ class GGN(LinearOperator):
         )
 
     def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
+        if self.form.root_count <= CLOSED_OUTPUTS:
+            roots = self._closed_roots(chunk, output)
+            if roots is not None:
+                return multiply_roots(roots, pushed)
         target = self.risk.target(chunk.batch)
         slope = gradient(lambda z: self.risk.row_loss(z, target).sum())
         return self.risk.autodiff.pullback(slope, output, pushed)  # symmetric
@@ -373,10 +412,7 @@ class Fisher(LinearOperator):
         return self.form.factor_rows()
 
     def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
-        roots = self._roots(chunk, output)
-        roots = roots.reshape(*roots.shape[:2], -1)  # (b, K, o)
-        inner = torch.einsum("bro,kbo->kbr", roots, pushed.reshape(*pushed.shape[:2], -1))
-        return torch.einsum("bro,kbr->kbo", roots, inner).reshape(pushed.shape)
+        return multiply_roots(self._roots(chunk, output), pushed)
 
     def _roots(self, chunk: Chunk, output: Tensor) -> Tensor:
         if self.kind == "empirical":

@@ -50,7 +50,7 @@ def test_chunks_of_rows_and_columns_do_not_matter(
     whole = MAKE[kind](risk_of(case))
     columns = torch.randn(whole.size, 9, dtype=torch.float64)
     wanted, dense = whole @ columns, whole.dense()
-    monkeypatch.setattr("upweight.curvature.exact.COLUMN_BYTES", 1)  # one column at a time
+    monkeypatch.setattr("upweight.curvature.form.COLUMN_BYTES", 1)  # one column at a time
     for batch_size in (1, 2, 3, 5):
         operator = MAKE[kind](risk_of(case, batch_size=batch_size))
         close(operator @ columns, wanted, 1e-13)
@@ -94,7 +94,7 @@ def test_blocks_of_noise_join(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wide_outputs_are_multiplied_without_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("positions")
     wanted = Reference(case).ggn()
-    monkeypatch.setattr("upweight.curvature.exact.ROOT_OUTPUTS", 3)
+    monkeypatch.setattr("upweight.curvature.form.ROOT_OUTPUTS", 3)
     ggn = uw.GGN(risk_of(case))
     assert ggn.factor_rows() is None
     close(ggn.dense(), wanted)

@@ -10,19 +10,18 @@ columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
-from upweight.autodiff import gradient, vjp
-from upweight.curvature.linear import dense_gram, dense_hessian
-from upweight.layers import jacobian_rows
+from upweight.autodiff import gradient
+from upweight.curvature import form
+from upweight.curvature.form import OutputForm, chunked_product, multiply_roots
+from upweight.curvature.linear import dense_hessian
 from upweight.losses import (
     Categorical,
     OutputDistribution,
@@ -30,21 +29,15 @@ from upweight.losses import (
     output_hessian,
     output_roots,
 )
-from upweight.operator import LinearOperator, wide
+from upweight.operator import LinearOperator
 from upweight.risk import Chunk, EmpiricalRisk
 
 __all__ = ["GGN", "Curvature", "Fisher", "Hessian"]
 
-# Tangents of all columns that go through a chunk together stay below this many bytes.
-COLUMN_BYTES = 256 * 2**20
-# Beyond this many output numbers a row's output Hessian is multiplied, never formed.
-ROOT_OUTPUTS = 512
 # Up to this many, its roots in closed form are multiplied, and the loss is not differentiated.
 CLOSED_OUTPUTS = 64
 # Noise for sampled labels is drawn for blocks of rows at fixed places, whatever the chunks.
 NOISE_ROWS = 1024
-
-ChunkProduct = Callable[[Any, Chunk, Any], Any]  # (θ, chunk, tangents (k, …)) → (k, …) by name
 
 
 class Hessian(LinearOperator):
@@ -82,7 +75,7 @@ class Hessian(LinearOperator):
 
     def _apply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
-        return _chunked_product(self.risk, columns, self._chunk_product).to(self.dtype)
+        return chunked_product(self.risk, columns, self._chunk_product).to(self.dtype)
 
     def _dense(self, block: int = 1024) -> Tensor:
         found = dense_hessian(self.risk)
@@ -91,7 +84,7 @@ class Hessian(LinearOperator):
             return found[0]
         self.products += self.size
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
-        dense = _chunked_product(self.risk, identity, self._chunk_product)
+        dense = chunked_product(self.risk, identity, self._chunk_product)
         return _symmetric(dense)
 
     def _chunk_product(self, theta: Any, chunk: Chunk, tangents: Any) -> Any:
@@ -110,108 +103,6 @@ def _symmetric(dense: Tensor) -> Tensor:
             "wrong derivative rule. Use curvature='ggn'"
         )
     return (dense + dense.T) / 2
-
-
-def _chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct) -> Tensor:
-    """1/n Σ over chunks of their products with columns (p, k), in `wide` precision."""
-    k = columns.shape[1]
-    per_column = 3 * risk.activation_bytes
-    # Small networks: many columns share one primal pass. Large ones: few columns, and the rows of a
-    # chunk fill the memory instead.
-    together = max(1, min(k, int(COLUMN_BYTES / (64 * per_column + 3 * risk.p * 8))))
-    total = torch.zeros(columns.shape, dtype=wide(risk.dtype, risk.device), device=risk.device)
-    with risk.model.evaluating():
-        theta = risk.model.parameters()
-        for chunk in risk.chunks(together * per_column):
-            for start in range(0, k, together):
-                block = columns[:, start : start + together]
-                part = product(theta, chunk, risk.model.unflatten(block.T))
-                total[:, start : start + together] += risk.model.flatten(part).T
-    return total / risk.n
-
-
-def multiply_roots(roots: Tensor, pushed: Tensor) -> Tensor:
-    """S Sᵀ u for S (b, K, *o) and u (k, b, *o)."""
-    flat = roots.reshape(*roots.shape[:2], -1)  # (b, K, o)
-    inner = torch.einsum("bro,kbo->kbr", flat, pushed.reshape(*pushed.shape[:2], -1))
-    return torch.einsum("bro,kbr->kbo", flat, inner).reshape(pushed.shape)
-
-
-@dataclass(frozen=True)
-class OutputForm:
-    """1/n Σ_i J_iᵀ A_i J_i for curvatures A_i = S_i S_iᵀ of each row's loss in its output.
-
-    Parameters
-    ----------
-    risk
-        The rows, model and loss.
-    root_count
-        K, the number of roots of one row.
-    roots
-        S for a chunk and its output (b, *o): (b, K, *o).
-    multiply
-        A u for a chunk, its output and u (k, b, *o).
-    """
-
-    risk: EmpiricalRisk
-    root_count: int
-    roots: Callable[[Chunk, Tensor], Tensor]
-    multiply: Callable[[Chunk, Tensor, Tensor], Tensor]
-
-    def product(self, columns: Tensor) -> Tensor:
-        """C V for columns (p, k): along J, through A, back along Jᵀ; one pass over the rows."""
-        risk = self.risk
-
-        def chunk_product(theta: Any, chunk: Chunk, tangents: Any) -> Any:
-            def outputs(t: Any) -> Tensor:
-                return risk.model(t, chunk.batch)
-
-            pushed = risk.autodiff.pushforward(outputs, theta, tangents)  # (k, b, *o)
-            curved = self.multiply(chunk, outputs(theta), pushed)
-            return risk.autodiff.pullback(outputs, theta, curved)
-
-        return _chunked_product(risk, columns, chunk_product)
-
-    def factor_rows(self) -> Iterator[Tensor] | None:
-        """R in blocks (b·K, p) with C = RᵀR, rows S_iᵀJ_i/√n; None if the output is too wide."""
-        return None if self.root_count > ROOT_OUTPUTS else self._factor_rows()
-
-    def _factor_rows(self) -> Iterator[Tensor]:
-        risk = self.risk
-
-        def one(row: Any, root: Tensor) -> Any:
-            batch = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, row)
-            _, pullback = vjp(lambda t: risk.model(t, batch), theta)
-            return vmap(lambda s: pullback(s[None]))(root)
-
-        theta = risk.model.parameters()
-        taps = risk.taps()
-        row_bytes = 2 * risk.p * risk.dtype.itemsize + risk.activation_bytes
-        for chunk in risk.chunks(self.root_count * row_bytes):
-            rows: Tensor | None = None
-            with risk.model.evaluating():
-                if taps is not None:
-                    rows = taps.attempt(lambda t, c=chunk: jacobian_rows(t, c, self.roots))
-                if rows is None:
-                    root = self.roots(chunk, risk.model(theta, chunk.batch))
-                    what = "Jacobians of single rows"
-                    pulled = risk.autodiff.rows(one, chunk.batch, root, what=what)
-                    rows = risk.model.flatten(pulled)
-            yield rows.flatten(0, 1) / risk.n**0.5
-
-    def dense(self) -> Tensor:
-        """C (p, p) in `wide` precision."""
-        risk = self.risk
-        found = dense_gram(risk, self.root_count, self.roots, self.multiply)
-        if found is not None:
-            return found
-        blocks = self.factor_rows()
-        if blocks is None:
-            return self.product(torch.eye(risk.p, dtype=risk.dtype, device=risk.device))
-        total = torch.zeros(risk.p, risk.p, dtype=wide(risk.dtype, risk.device), device=risk.device)
-        for rows in blocks:
-            total += rows.T @ rows
-        return total
 
 
 class GGN(LinearOperator):
@@ -306,7 +197,7 @@ class GGN(LinearOperator):
         probe = next(iter(self.risk.with_rows(self.risk.rows.subset(spread)).chunks()))
         with self.risk.model.evaluating():
             output = self.risk.model(self.risk.model.parameters(), probe.batch)
-            if self.form.root_count > ROOT_OUTPUTS:
+            if self.form.root_count > form.ROOT_OUTPUTS:
                 signs = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
                 u = signs.to(output)
                 values = (u * self._multiply(probe, output, u[None])[0]).flatten(1).sum(1)

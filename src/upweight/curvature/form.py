@@ -1,0 +1,135 @@
+"""Products with curvatures, chunk by chunk, and the form that GGN and Fisher matrices share.
+
+    C = 1/n Σ_i J_iᵀ A_i J_i,        A_i = S_i S_iᵀ a curvature of row i's loss in its output
+
+Letters: n rows, b rows in a chunk, o numbers in one output, K roots per row, p parameters, k
+columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from upweight.autodiff import vjp
+from upweight.curvature.linear import dense_gram
+from upweight.layers import jacobian_rows
+from upweight.operator import wide
+from upweight.risk import Chunk, EmpiricalRisk
+
+__all__ = ["OutputForm", "chunked_product", "multiply_roots"]
+
+# Tangents of all columns that go through a chunk together stay below this many bytes.
+COLUMN_BYTES = 256 * 2**20
+# Beyond this many output numbers a row's output Hessian is multiplied, never formed.
+ROOT_OUTPUTS = 512
+
+ChunkProduct = Callable[[Any, Chunk, Any], Any]  # (θ, chunk, tangents (k, …)) → (k, …) by name
+
+
+def chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct) -> Tensor:
+    """1/n Σ over chunks of their products with columns (p, k), in `wide` precision."""
+    k = columns.shape[1]
+    per_column = 3 * risk.activation_bytes
+    # Small networks: many columns share one primal pass. Large ones: few columns, and the rows of a
+    # chunk fill the memory instead.
+    together = max(1, min(k, int(COLUMN_BYTES / (64 * per_column + 3 * risk.p * 8))))
+    total = torch.zeros(columns.shape, dtype=wide(risk.dtype, risk.device), device=risk.device)
+    with risk.model.evaluating():
+        theta = risk.model.parameters()
+        for chunk in risk.chunks(together * per_column):
+            for start in range(0, k, together):
+                block = columns[:, start : start + together]
+                part = product(theta, chunk, risk.model.unflatten(block.T))
+                total[:, start : start + together] += risk.model.flatten(part).T
+    return total / risk.n
+
+
+def multiply_roots(roots: Tensor, pushed: Tensor) -> Tensor:
+    """S Sᵀ u for S (b, K, *o) and u (k, b, *o)."""
+    flat = roots.reshape(*roots.shape[:2], -1)  # (b, K, o)
+    inner = torch.einsum("bro,kbo->kbr", flat, pushed.reshape(*pushed.shape[:2], -1))
+    return torch.einsum("bro,kbr->kbo", flat, inner).reshape(pushed.shape)
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """1/n Σ_i J_iᵀ A_i J_i for curvatures A_i = S_i S_iᵀ of each row's loss in its output.
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+    root_count
+        K, the number of roots of one row.
+    roots
+        S for a chunk and its output (b, *o): (b, K, *o).
+    multiply
+        A u for a chunk, its output and u (k, b, *o).
+    """
+
+    risk: EmpiricalRisk
+    root_count: int
+    roots: Callable[[Chunk, Tensor], Tensor]
+    multiply: Callable[[Chunk, Tensor, Tensor], Tensor]
+
+    def product(self, columns: Tensor) -> Tensor:
+        """C V for columns (p, k): along J, through A, back along Jᵀ; one pass over the rows."""
+        risk = self.risk
+
+        def chunk_product(theta: Any, chunk: Chunk, tangents: Any) -> Any:
+            def outputs(t: Any) -> Tensor:
+                return risk.model(t, chunk.batch)
+
+            pushed = risk.autodiff.pushforward(outputs, theta, tangents)  # (k, b, *o)
+            curved = self.multiply(chunk, outputs(theta), pushed)
+            return risk.autodiff.pullback(outputs, theta, curved)
+
+        return chunked_product(risk, columns, chunk_product)
+
+    def factor_rows(self) -> Iterator[Tensor] | None:
+        """R in blocks (b·K, p) with C = RᵀR, rows S_iᵀJ_i/√n; None if the output is too wide."""
+        return None if self.root_count > ROOT_OUTPUTS else self._factor_rows()
+
+    def _factor_rows(self) -> Iterator[Tensor]:
+        risk = self.risk
+
+        def one(row: Any, root: Tensor) -> Any:
+            batch = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, row)
+            _, pullback = vjp(lambda t: risk.model(t, batch), theta)
+            return vmap(lambda s: pullback(s[None]))(root)
+
+        theta = risk.model.parameters()
+        taps = risk.taps()
+        row_bytes = 2 * risk.p * risk.dtype.itemsize + risk.activation_bytes
+        for chunk in risk.chunks(self.root_count * row_bytes):
+            rows: Tensor | None = None
+            with risk.model.evaluating():
+                if taps is not None:
+                    rows = taps.attempt(lambda t, c=chunk: jacobian_rows(t, c, self.roots))
+                if rows is None:
+                    root = self.roots(chunk, risk.model(theta, chunk.batch))
+                    what = "Jacobians of single rows"
+                    pulled = risk.autodiff.rows(one, chunk.batch, root, what=what)
+                    rows = risk.model.flatten(pulled)
+            yield rows.flatten(0, 1) / risk.n**0.5
+
+    def dense(self) -> Tensor:
+        """C (p, p) in `wide` precision."""
+        risk = self.risk
+        found = dense_gram(risk, self.root_count, self.roots, self.multiply)
+        if found is not None:
+            return found
+        blocks = self.factor_rows()
+        if blocks is None:
+            return self.product(torch.eye(risk.p, dtype=risk.dtype, device=risk.device))
+        total = torch.zeros(risk.p, risk.p, dtype=wide(risk.dtype, risk.device), device=risk.device)
+        for rows in blocks:
+            total += rows.T @ rows
+        return total

@@ -15,7 +15,7 @@ PYTEST      := $(ONE_THREAD) $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two installs into one environment at once would break it
-.PHONY: help demo test test-slow doctest lint format types imports docs bench clean
+.PHONY: help demo test test-slow doctest lint format types docs bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

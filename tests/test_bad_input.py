@@ -387,6 +387,24 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "method as a class": (lambda: fit(method=uw.Direct), TypeError, r"such as Direct\(\)"),
     "unknown curvature": (lambda: fit(curvature="gnn"), ValueError, "'ggn', 'hessian'"),
+    "damping as text": (lambda: fit(damping="0.1"), TypeError, "a number for the damping"),
+    "batch size as text": (lambda: fit(batch_size="8"), ValueError, "at least 1"),
+    "parameters in place of their names": (
+        lambda: fit(parameters=list(network().parameters())),
+        TypeError,
+        "name patterns such as 'head",
+    ),
+    "loss as a class": (
+        lambda: fit(loss=nn.CrossEntropyLoss),
+        TypeError,
+        r"write CrossEntropyLoss\(\)",
+    ),
+    "int32 labels": (lambda: fit((X, Y.int())), ValueError, r"y.long\(\)"),
+    "integer target of a binary loss": (
+        lambda: fit((X, Y[:, None]), nn.Linear(4, 1), nn.BCEWithLogitsLoss()),
+        ValueError,
+        r"y.float\(\)",
+    ),
     "batch size of zero": (lambda: fit(batch_size=0), ValueError, "at least 1"),
     "scores before fit": (
         lambda: uw.Influence(network(), F.cross_entropy, damping=1.0).scores((X, Y)),

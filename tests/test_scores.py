@@ -245,3 +245,17 @@ def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         write()
     assert (tmp_path / "d" / "f").read_text() == "theirs"
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5])
+def test_ranks_of_no_rows_are_refused(k: float) -> None:
+    for action in (scores().top, scores().mean().top):
+        with pytest.raises(ValueError, match="whole number k of at least 1"):
+            action(k)  # type: ignore[operator]
+
+
+def test_scores_are_arrays(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(np.asarray(scores()), VALUES.numpy())
+    stored = uw.Scores.load(scores().save(tmp_path / "s"))
+    np.testing.assert_array_equal(np.asarray(stored), VALUES.numpy())
+    assert len(stored) == 2

@@ -222,7 +222,11 @@ def _explain_loss(error: Exception, output: Tensor, target: Any) -> str:
     )
     hint = ""
     if isinstance(target, Tensor) and not target.is_floating_point():
-        if target.ndim > 1 and target.shape[-1] == 1:
+        if target.shape == output.shape:
+            hint = ". This loss may want a floating target: y.float()"
+        elif target.dtype != torch.int64:
+            hint = ". Class labels are int64: y.long()"
+        elif target.ndim > 1 and target.shape[-1] == 1:
             hint = ". Class labels are one number per row: squeeze the target, y.squeeze(1)"
         elif output.ndim > 1 and target.numel() and int(target.max()) >= output.shape[1]:
             hint = (

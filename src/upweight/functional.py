@@ -311,6 +311,11 @@ def _select(model: nn.Module, patterns: str | Sequence[str] | None) -> Parameter
         return _floating(chosen)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"expected name patterns such as 'head.*'; got a {type(pattern).__name__}"
+            )
+    for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in aliases):
             raise ValueError(
                 f"no parameter matches {pattern!r}; the model has: {', '.join(named) or 'none'}"

@@ -31,6 +31,8 @@ class RowLoss:
     """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any) -> None:
+        if isinstance(loss, type):
+            raise TypeError(f"expected a loss function; got a class: write {loss.__name__}()")
         if not callable(loss):
             raise TypeError(
                 f"expected a loss function (output, target) → Tensor; got {type(loss).__name__}"

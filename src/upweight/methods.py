@@ -180,8 +180,8 @@ class Influence:
         Parameters
         ----------
         train
-            The rows that the model was trained on: ``(x, y)``, a map-style data set or a
-            `DataLoader`.
+            The rows that the model was trained on, as one argument: ``(x, y)``, a map-style data
+            set, or a `DataLoader`, of which all rows are taken in the order of its data set.
         names
             One name per row; default: a pandas index, else positions.
 

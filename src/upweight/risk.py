@@ -116,8 +116,8 @@ class EmpiricalRisk:
         batch_size: int | None = None,
         names: Sequence[Any] | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size!r}")
         self.model = FunctionalModel(model, forward, parameters)
         self.rows = Rows(data, names)
         self.loss = loss

@@ -194,6 +194,8 @@ def _as_tensor(leaf: Any) -> Any:
             raise TypeError(
                 f"expected numbers; got an array of {leaf.dtype}. Encode text and categories first"
             )
+        if not leaf.flags.writeable:  # of a pandas object; torch warns of tensors on such memory
+            leaf = leaf.copy()
         return torch.from_numpy(np.ascontiguousarray(leaf))
     return leaf
 

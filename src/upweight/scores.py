@@ -71,7 +71,7 @@ class RowScores:
     def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
         """The k highest scores, or with ``harmful=True`` the k lowest, as row, score, rank."""
         values = _ranked_values(self.values, 1)
-        order = torch.argsort(values, descending=not harmful, stable=True)[:k]
+        order = torch.argsort(values, descending=not harmful, stable=True)[: _count(k)]
         return pd.DataFrame(
             {
                 "row": self.names[order.numpy()],
@@ -93,8 +93,10 @@ class RowScores:
         return np.array(self.values.numpy(), dtype=dtype)
 
     def __repr__(self) -> str:
-        shape = " × ".join(map(str, self.values.shape))
-        lines = [f"<RowScores of {shape} training rows{_told(self.provenance)}>", self.meaning]
+        n, *features = self.values.shape
+        shape = f"{n} training rows" + "".join(f" × {size}" for size in features)
+        shape += " features" if features else ""
+        lines = [f"<RowScores of {shape}{_told(self.provenance)}>", self.meaning]
         if self.values.ndim == 1:
             k = min(3, len(self))
             lines.append("lowest:  " + _few(self.top(k, harmful=True)))
@@ -196,7 +198,7 @@ class Scores:
         DataFrame
             Columns ``test_row``, ``train_row``, ``score``, ``rank`` (from 1).
         """
-        k = min(k, self.shape[1])
+        k = min(_count(k), self.shape[1])
         frames: list[pd.DataFrame] = []
         for start, block in self.blocks():
             values = _ranked_values(block, 2)
@@ -217,6 +219,12 @@ class Scores:
         """Test rows down, training rows across."""
         values = _ranked_values(torch.cat([b for _, b in self.blocks()]), 2)
         return pd.DataFrame(values.numpy(), index=self.test_names, columns=self.train_names)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(np.asarray(self.values[:]), dtype=dtype)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a directory with ``values`` (zarr), the names (parquet) and ``meta.json``."""
@@ -289,11 +297,18 @@ def _read_names(path: Path) -> pd.Index:
     return pd.Index(pd.read_parquet(path)["name"], name="row")
 
 
+def _count(k: int) -> int:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"expected a whole number k of at least 1; got {k!r}")
+    return int(k)
+
+
 def _ranked_values(values: Tensor, ndim: int) -> Tensor:
     if values.ndim != ndim:
         raise ValueError(
             "scores of mode='perturbation' have one number per feature, so rows have no rank; "
-            f"reduce the features first: got shape {tuple(values.shape)}"
+            "reduce the features first, as in values.abs().sum(-1): got shape "
+            f"{tuple(values.shape)}"
         )
     return values
 

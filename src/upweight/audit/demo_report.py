@@ -34,7 +34,7 @@ def build(result: WineResult, top: int) -> Report:
             Section("Is there a model worth asking?", _model(result)),
             Section("How the training rows score", _distribution(result)),
             Section("The rows to look at first", _suspects(result, top)),
-            Section("Which measurements matter", _features(result)),
+            Section("Which way the measurements push", _features(result)),
             Section("How exact these numbers are", _certificate(result)),
         ],
         footer=(
@@ -60,11 +60,12 @@ def _summary(result: WineResult) -> list[Block]:
         "little more, would the network do better or worse on bottles that it has never seen? A "
         "negative score means worse. "
     )
-    if flipped:
+    if flipped and found == flipped:
         told += (
-            f"Of the {flipped} bottles with the lowest scores, {found} are "
-            f"{'exactly the' if found == flipped else 'among the'} {flipped} with a wrong label."
+            f"The {flipped} bottles with the lowest scores are the {flipped} with a wrong label."
         )
+    elif flipped:
+        told += f"Of the {flipped} bottles with the lowest scores, {found} have a wrong label."
     facts = [
         Fact("F1 on the test bottles", f"{result.f1:.3f}", "weighted over the classes"),
         Fact(
@@ -104,7 +105,7 @@ def _model(result: WineResult) -> list[Block]:
         ),
         Figure(
             plots.draw(plots.plot_confusion, actual, predicted, labels=names),
-            f"Actual and predicted class of the {len(actual)} test bottles.",
+            f"Given and predicted label of the {len(actual)} test bottles.",
             f"Confusion matrix; weighted F1 {result.f1:.3f}.",
         ),
     ]
@@ -147,12 +148,12 @@ def _suspects(result: WineResult, top: int) -> list[Block]:
     return [
         Paragraph(
             "The most harmful bottles first. Whoever owns the data would open this list at the "
-            "top. That the network agrees with a wrong label is no contradiction: it was "
-            "trained on it."
+            "top. Where the network says the same as a wrong label, it has learnt that label."
         ),
         Table(
             frame,
-            "The lowest mean scores, with the measurements scaled to 0…1 over the training part.",
+            "The lowest mean scores, with the measurements scaled to 0…1 over the training part. "
+            "The table scrolls, also to the right.",
             formats={"score": "{:+.3f}", **{name: "{:.2f}" for name in result.features.columns}},
             highlight_rows=marked,
             highlight_label="label was flipped",
@@ -167,7 +168,8 @@ def _features(result: WineResult) -> list[Block]:
         Paragraph(
             "The same question for a single measurement: if this feature of the training bottles "
             "were a little larger, would the test loss fall (positive) or rise (negative)? The "
-            "bars are means over all training and test bottles, per unit of the scaled feature."
+            "bars are means over all training and test bottles, per unit of the scaled feature; "
+            "where bottles pull in different directions, they cancel."
         ),
         Figure(
             plots.draw(
@@ -186,9 +188,10 @@ def _certificate(result: WineResult) -> list[Block]:
     lines = result.certificate.lines()
     return [
         Paragraph(
-            "The scores come from solving (C + λI) x = g for the gradient g of every test bottle. "
-            "The residual says how well these equations hold; 1e-6 would already be more exact "
-            "than single precision."
+            "The scores come from solving (C + λI) x = g: for the gradients g of all test bottles, "
+            "for their mean (which the features are scored with), and for the training bottles "
+            "themselves (self-influence). The residual says how well these equations hold; below "
+            "1e-6 the solve adds no error that matters beside single-precision gradients."
         ),
         Table(pd.DataFrame(lines, columns=["", "value"]), "Certificate of the solves."),
     ]

@@ -43,7 +43,9 @@ class Certificate:
     residual_max, residual_mean
         ‖(A + λI)x − b‖ / ‖b‖ over those right-hand sides; 0 for b = 0.
     products
-        Curvature products spent, one per column and pass over the training rows.
+        Directional derivatives of all training rows that the curvature took: one for each column
+        it was multiplied with; for a dense form as many as its fastest way needs, which may be far
+        fewer than p.
     coverage
         The share of the parameters in θ that the curvature knows of.
     facts

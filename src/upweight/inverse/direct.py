@@ -205,6 +205,8 @@ def _precision(dtype: torch.dtype, size: int) -> float:
 
 def check_damping(damping: float) -> None:
     """Refuse a damping that is not a finite number ≥ 0."""
+    if not isinstance(damping, int | float) or isinstance(damping, bool):
+        raise TypeError(f"expected a number for the damping λ; got {damping!r}")
     if not 0.0 <= damping < float("inf"):
         raise ValueError(f"expected a damping λ ≥ 0; got {damping}")
 
@@ -225,8 +227,9 @@ def _check_memory(p: int, rank: int, dtype: torch.dtype, device: torch.device) -
     there = _memory(device)
     if there and needed > 0.9 * there:
         raise MemoryError(
-            f"a direct inverse for {p:,} parameters needs about {needed / 2**30:.1f} GiB of "
-            f"{there / 2**30:.1f} GiB. Choose fewer parameters (parameters='head.*')"
+            f"a direct inverse for {p:,} parameters needs about {needed / 2**30:.1f} GiB; "
+            f"{there / 2**30:.1f} GiB are free. Choose fewer parameters (parameters='head.*'), or, "
+            "with few training rows, curvature='ggn', whose smaller side is rows times outputs"
         )
 
 

@@ -66,7 +66,6 @@ class FunctionalModel:
             )
         self.device = devices.pop()
         self.dtype = max(self.dtypes, key=lambda d: torch.finfo(d).bits)
-        self.total = sum(p.numel() for p in model.parameters())
 
     @property
     def vector_dtype(self) -> torch.dtype:

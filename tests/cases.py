@@ -33,10 +33,9 @@ class Case:
     test: Any
     forward: Callable[[nn.Module, Any], Any] = xy_forward
     target: Callable[[Any], Any] = xy_target
-    features: Callable[[Any], Tensor] | None = xy_target
+    features: Callable[[Any], Tensor] | None = None
     with_features: Callable[[Any, Tensor], Any] = xy_with_features
     default_adapters: bool = True
-    convex: bool = True
 
     @property
     def n(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,11 +55,7 @@ class FunctionalModel:
         self._adapter = _Adapter(model, forward or default_forward)
         self._places = _places(model)
         chosen = _select(model, parameters)
-        self.names = tuple(chosen)
-        self.shapes = tuple(p.shape for p in chosen.values())
-        self.sizes = tuple(p.numel() for p in chosen.values())
-        self.size = sum(self.sizes)
-        self.dtypes = tuple(p.dtype for p in chosen.values())
+        self._choose(chosen)
         devices = {p.device for p in model.parameters()}
         if len(devices) > 1:
             raise ValueError(
@@ -66,6 +63,23 @@ class FunctionalModel:
             )
         self.device = devices.pop()
         self.dtype = max(self.dtypes, key=lambda d: torch.finfo(d).bits)
+
+    def _choose(self, chosen: Parameters) -> None:
+        self.names = tuple(chosen)
+        self.shapes = tuple(p.shape for p in chosen.values())
+        self.sizes = tuple(p.numel() for p in chosen.values())
+        self.size = sum(self.sizes)
+        self.dtypes = tuple(p.dtype for p in chosen.values())
+
+    def restricted(self, names: Collection[str]) -> FunctionalModel:
+        """The same function of some of the parameters alone; the others are fixed."""
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise ValueError(f"expected parameters among {list(self.names)}; got {unknown}")
+        other = copy.copy(self)
+        found = dict(self.model.named_parameters())
+        other._choose({name: found[name] for name in self.names if name in names})
+        return other
 
     @property
     def vector_dtype(self) -> torch.dtype:

@@ -183,23 +183,59 @@ class Gram(LinearOperator):
 
 
 class BlockDiagonal(LinearOperator):
-    """diag(A_1, …, A_B): parameters are split into consecutive blocks."""
+    """diag(A_1, …, A_B): parameters are split into blocks.
 
-    def __init__(self, blocks: Sequence[LinearOperator]) -> None:
+    Parameters
+    ----------
+    blocks
+        A_1, …, A_B.
+    entries
+        Which parameters each block consists of, (size of the block,): every one in one block.
+        Default: consecutive ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> blocks = [Diagonal(torch.tensor([2.0, 3.0])), Diagonal(torch.tensor([5.0]))]
+    >>> BlockDiagonal(blocks, [torch.tensor([0, 2]), torch.tensor([1])]).diagonal()
+    tensor([2., 5., 3.])
+    """
+
+    def __init__(
+        self, blocks: Sequence[LinearOperator], entries: Sequence[Tensor] | None = None
+    ) -> None:
         if not blocks:
             raise ValueError("expected at least one block")
-        super().__init__(sum(b.size for b in blocks), blocks[0].dtype, blocks[0].device)
+        sizes = [block.size for block in blocks]
+        super().__init__(sum(sizes), blocks[0].dtype, blocks[0].device)
         self.blocks = tuple(blocks)
+        order = torch.arange(self.size) if entries is None else torch.cat([e.cpu() for e in entries])
+        if entries is not None and (
+            [len(e) for e in entries] != sizes or not torch.equal(order.sort()[0], torch.arange(self.size))
+        ):
+            raise ValueError(
+                f"expected every one of {self.size} parameters in one block of sizes {sizes}; got "
+                f"entries of lengths {[len(e) for e in entries]}"
+            )
+        self.entries = tuple(order.to(self.device).split(sizes))
 
     def _apply(self, columns: Tensor) -> Tensor:
-        pieces = columns.split([b.size for b in self.blocks])
-        return torch.cat([b @ piece for b, piece in zip(self.blocks, pieces, strict=True)])
+        out = torch.empty_like(columns)
+        for block, entries in zip(self.blocks, self.entries, strict=True):
+            out[entries] = (block @ columns[entries]).to(out.dtype)
+        return out
 
     def _dense(self, block: int = 1024) -> Tensor:
-        return torch.block_diag(*[b.dense() for b in self.blocks])
+        out = torch.zeros(self.shape, dtype=wide(self.dtype, self.device), device=self.device)
+        for part, entries in zip(self.blocks, self.entries, strict=True):
+            out[entries[:, None], entries] = part.dense().to(out.dtype)
+        return out
 
     def _diagonal(self, block: int = 1024) -> Tensor:
-        return torch.cat([b.diagonal() for b in self.blocks])
+        out = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        for part, entries in zip(self.blocks, self.entries, strict=True):
+            out[entries] = part.diagonal().to(out.dtype)
+        return out
 
 
 class Sum(LinearOperator):

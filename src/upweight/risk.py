@@ -9,7 +9,7 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,14 @@ class EmpiricalRisk:
         other.__dict__.update(self.__dict__)
         other.rows = rows
         other._losses = None
+        return other
+
+    def restricted(self, names: Collection[str]) -> EmpiricalRisk:
+        """The same loss over the same rows as a function of some of the parameters alone."""
+        other = self.with_rows(self.rows)
+        other._losses = self._losses
+        other.model = self.model.restricted(names)
+        other._taps, other._taps_sought = None, False
         return other
 
     def over(self, data: Any, names: Sequence[Any] | None = None) -> EmpiricalRisk | None:

@@ -9,7 +9,6 @@ All in float64, where a matrix from float32 products loses nothing more.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast, runtime_checkable
 
@@ -18,13 +17,17 @@ from torch import Tensor
 
 from upweight.inverse.certificate import (
     Certificate,
-    IndefiniteCurvatureWarning,
+    check_damping,
     relative_residuals,
+    warn_of_indefinite,
     warn_of_residuals,
 )
 from upweight.operator import Dense, Gram, LinearOperator, wide
 
 __all__ = ["DirectFactors", "DirectInverse"]
+
+# A solve that leaves more than this is told: float32 gradients are not known better.
+RESIDUAL_LIMIT = 1e-6
 
 
 @runtime_checkable
@@ -62,8 +65,20 @@ class DirectInverse(LinearOperator):
         residual = self.operator @ solution + self.damping * solution - columns
         residuals = relative_residuals(residual, columns)
         self.certificate.add(residuals)
-        warn_of_residuals(residuals, stacklevel=3)
+        why = "the matrix is close to singular. Choose a larger damping"
+        warn_of_residuals(residuals, RESIDUAL_LIMIT, why, stacklevel=3)
         return solution
+
+
+class Solve(LinearOperator):
+    """(A + λI)⁻¹ from a factorisation and nothing else: a preconditioner."""
+
+    def __init__(self, operator: LinearOperator, solve: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(operator.size, operator.dtype, operator.device)
+        self._solve = solve
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        return self._solve(columns)
 
 
 class DirectFactors:
@@ -119,13 +134,18 @@ class DirectFactors:
         """
         check_damping(damping)
         certificate = Certificate("direct", damping, self.operator.size, products=self.products)
-        if isinstance(self.operator, Gram):
-            solve = self._solve_small_side(self.operator.rows, damping, certificate)
-        else:
-            solve = self._solve_cholesky(damping, certificate) or self._solve_eigen(
-                damping, certificate
-            )
+        solve = self._solve_with(damping, certificate)
         return DirectInverse(self.operator, damping, solve, certificate)
+
+    def preconditioner(self, damping: float) -> LinearOperator:
+        """(A + damping · I)⁻¹ without a certificate."""
+        certificate = Certificate("direct", damping, self.operator.size)
+        return Solve(self.operator, self._solve_with(damping, certificate))
+
+    def _solve_with(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
+        if isinstance(self.operator, Gram):
+            return self._solve_small_side(self.operator.rows, damping, certificate)
+        return self._solve_cholesky(damping, certificate) or self._solve_eigen(damping, certificate)
 
     def _solve_small_side(
         self, rows: Tensor, damping: float, certificate: Certificate
@@ -181,34 +201,14 @@ class DirectFactors:
                 f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, "
                 f"against {largest:.1e} at the top. Choose a larger damping"
             )
-        negative = int((shifted < 0).sum())
         certificate.facts["factorisation"] = "eigenvalues"
-        certificate.facts["negative eigenvalues"] = negative
-        certificate.facts["smallest eigenvalue"] = f"{float(shifted.min()):.3g}"
-        if negative:
-            certificate.notes.append("A + λI is indefinite")
-            warnings.warn(
-                f"A + {damping:g}·I is indefinite: {negative} of its {len(values)} eigenvalues are "
-                f"negative, the lowest {float(shifted.min()):.3g}. Scores are exact for this "
-                "matrix but need not predict retraining; the GGN is never negative, nor is the "
-                f"Hessian with a damping above {-float(values[0]):.3g}",
-                IndefiniteCurvatureWarning,
-                stacklevel=4,
-            )
+        warn_of_indefinite(certificate, shifted, damping, stacklevel=5)
         return lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None])
 
 
 def _precision(dtype: torch.dtype, size: int) -> float:
     """What a factorisation may leave of a zero eigenvalue, relative to the largest."""
     return 10 * torch.finfo(dtype).eps * size
-
-
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is not a finite number ≥ 0."""
-    if not isinstance(damping, int | float) or isinstance(damping, bool):
-        raise TypeError(f"expected a number for the damping λ; got {damping!r}")
-    if not 0.0 <= damping < float("inf"):
-        raise ValueError(f"expected a damping λ ≥ 0; got {damping}")
 
 
 def _finite(tensor: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ Where each formula lives:
 
 - ``influence``   I[j, i] = g_test[j]ᵀ (C + λI)⁻¹ g_train[i]: sign, scale, modes, self-influence
 - ``risk``        L(θ) = 1/n Σ_i ℓ_i(θ) and its derivatives row by row
-- ``curvature``   C: Hessian, generalised Gauss-Newton, Fisher
-- ``inverse``     (C + λI)⁻¹ and its certificate
+- ``curvature``   C: Hessian, generalised Gauss-Newton, Fisher, Kronecker factors
+- ``inverse``     (C + λI)⁻¹ by factorisation, iteration, eigenpairs; and its certificate
 - ``operator``    matrices known by their products, and the algebra on them
-- ``methods``     `Influence`, the face, and its recipes
+- ``recipes``     which inverse to compute, and what it costs
+- ``methods``     `Influence`, the face
+- ``comparison``  methods side by side
 - ``audit``       plots, the report and the command line
 """
 
@@ -17,11 +19,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from upweight.curvature import GGN, Fisher, Hessian
+    from upweight.comparison import Comparison, compare
+    from upweight.curvature import GGN, Fisher, Hessian, KroneckerCurvature
     from upweight.datasets import Split, flip_labels, load_wine
-    from upweight.inverse import Certificate, IndefiniteCurvatureWarning, ResidualWarning
-    from upweight.methods import Direct, Influence
+    from upweight.inverse import (
+        Certificate,
+        DivergenceError,
+        IndefiniteCurvatureWarning,
+        NegativeCurvatureError,
+        ResidualWarning,
+    )
+    from upweight.methods import Influence, plan
     from upweight.operator import LinearOperator
+    from upweight.planning import Auto, Plan
+    from upweight.recipes import (
+        CG,
+        EKFAC,
+        KFAC,
+        Arnoldi,
+        Direct,
+        Jacobi,
+        LiSSA,
+        Nystroem,
+    )
     from upweight.risk import EmpiricalRisk
     from upweight.rows import Rows
     from upweight.scores import RowScores, Scores
@@ -31,18 +51,35 @@ if TYPE_CHECKING:
 _HOME = {
     # the face: fit on training rows, score test rows
     "Influence": "methods",
-    "Direct": "methods",
     "Scores": "scores",
     "RowScores": "scores",
+    # how the damped inverse is computed; any recipe can precondition CG
+    "Direct": "recipes",
+    "CG": "recipes",
+    "LiSSA": "recipes",
+    "Arnoldi": "recipes",
+    "Nystroem": "recipes",
+    "EKFAC": "recipes",
+    "KFAC": "recipes",
+    "Jacobi": "recipes",
+    "Auto": "planning",
+    # what it will cost, how exact it was, and how methods compare
+    "plan": "methods",
+    "Plan": "planning",
+    "compare": "comparison",
+    "Comparison": "comparison",
     "Certificate": "inverse",
     "IndefiniteCurvatureWarning": "inverse",
     "ResidualWarning": "inverse",
+    "NegativeCurvatureError": "inverse",
+    "DivergenceError": "inverse",
     # what it is made of: the mean loss over rows, its curvature, operators
     "EmpiricalRisk": "risk",
     "Rows": "rows",
     "GGN": "curvature",
     "Hessian": "curvature",
     "Fisher": "curvature",
+    "KroneckerCurvature": "curvature",
     "LinearOperator": "operator",
     # for examples: small data, small networks
     "load_wine": "datasets",
@@ -56,17 +93,32 @@ _HOME = {
 
 __all__ = [
     "Influence",
-    "Direct",
     "Scores",
     "RowScores",
+    "Direct",
+    "CG",
+    "LiSSA",
+    "Arnoldi",
+    "Nystroem",
+    "EKFAC",
+    "KFAC",
+    "Jacobi",
+    "Auto",
+    "plan",
+    "Plan",
+    "compare",
+    "Comparison",
     "Certificate",
     "IndefiniteCurvatureWarning",
     "ResidualWarning",
+    "NegativeCurvatureError",
+    "DivergenceError",
     "EmpiricalRisk",
     "Rows",
     "GGN",
     "Hessian",
     "Fisher",
+    "KroneckerCurvature",
     "LinearOperator",
     "load_wine",
     "flip_labels",

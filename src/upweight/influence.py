@@ -10,7 +10,7 @@ place with the sign and the scale of a score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +19,13 @@ from torch import Tensor
 from upweight.operator import LinearOperator
 from upweight.risk import EmpiricalRisk
 
-__all__ = ["Mode", "influence_blocks", "mean_influence", "self_influence"]
+__all__ = [
+    "Mode",
+    "gathered_gradients",
+    "influence_blocks",
+    "mean_influence",
+    "self_influence",
+]
 
 Mode = Literal["up", "perturbation"]
 
@@ -28,20 +34,27 @@ SOLVED_BYTES = 2**30
 
 
 def influence_blocks(
-    inverse: LinearOperator, train: EmpiricalRisk, test: EmpiricalRisk, mode: Mode
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """I in blocks: (test rows, training rows, (rows, b) or (rows, b, ...x)).
+    inverse: LinearOperator,
+    train: EmpiricalRisk,
+    test: EmpiricalRisk,
+    mode: Mode,
+    parts: Sequence[Tensor] | None = None,
+) -> Iterator[tuple[slice, slice, list[Tensor]]]:
+    """I in blocks: (test rows, training rows, one or several of (rows, b) or (rows, b, ...x)).
 
     Test gradients are solved once each. The training rows are passed once for all the solved test
     gradients that fit into `SOLVED_BYTES`.
+
+    With `parts`, positions in θ, there is one block for each: what the training gradients in these
+    positions contribute, Σ over the positions of ((C + λI)⁻¹ g_test[j]) g_train[i].
     """
-    for rows, gradients in _gathered_gradients(test):
+    for rows, gradients in gathered_gradients(test):
         solved = inverse @ gradients.T  # (p, rows)
-        for columns, block in _against_train(train, solved, mode):
-            yield rows, columns, block
+        for columns, blocks in _against_train(train, solved, mode, parts):
+            yield rows, columns, blocks
 
 
-def _gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
+def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
     """Test gradients in as large blocks (rows, p) as may be held."""
     limit = max(1, int(SOLVED_BYTES / (3 * 8 * test.p)))
     held: list[Tensor] = []
@@ -58,16 +71,25 @@ def _gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _against_train(
-    train: EmpiricalRisk, solved: Tensor, mode: Mode
-) -> Iterator[tuple[slice, Tensor]]:
+    train: EmpiricalRisk, solved: Tensor, mode: Mode, parts: Sequence[Tensor] | None
+) -> Iterator[tuple[slice, list[Tensor]]]:
     if mode == "up":
         row_bytes = 2 * solved.shape[1] * solved.dtype.itemsize
         for chunk, gradients in train.row_gradients(row_bytes):
+            g = gradients.T.to(solved.dtype)  # (p, b)
             # I = Xᵀ Gᵀ                                                (rows, p) × (p, b)
-            yield slice(chunk.start, chunk.stop), solved.T @ gradients.T.to(solved.dtype)
-    else:
+            blocks = [solved.T @ g] if parts is None else [solved[e].T @ g[e] for e in parts]
+            yield slice(chunk.start, chunk.stop), blocks
+    elif parts is None:
         for chunk, slopes in train.feature_gradients(solved):
-            yield slice(chunk.start, chunk.stop), slopes
+            yield slice(chunk.start, chunk.stop), [slopes]
+    else:
+        k = solved.shape[1]
+        apart = torch.zeros(len(parts), *solved.shape, dtype=solved.dtype, device=solved.device)
+        for at, entries in enumerate(parts):
+            apart[at, entries] = solved[entries]
+        for chunk, slopes in train.feature_gradients(apart.movedim(0, 1).flatten(1)):
+            yield slice(chunk.start, chunk.stop), list(slopes.split(k))
 
 
 def mean_influence(

@@ -6,6 +6,7 @@ p × p matrix A of which we can compute A @ V. Letters: p parameters, k right-ha
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -28,6 +29,16 @@ __all__ = [
 def wide(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which sums over rows and factorisations are kept: float64 where it exists."""
     return dtype if device.type == "mps" else torch.promote_types(dtype, torch.float64)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of free memory on a device, where it can be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 class LinearOperator(ABC):
@@ -53,6 +64,9 @@ class LinearOperator(ABC):
     >>> A @ torch.ones(2)
     tensor([1.5000, 2.5000])
     """
+
+    #: Whether it is known to have no negative eigenvalue.
+    semidefinite = False
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.size = int(size)
@@ -209,9 +223,12 @@ class BlockDiagonal(LinearOperator):
         sizes = [block.size for block in blocks]
         super().__init__(sum(sizes), blocks[0].dtype, blocks[0].device)
         self.blocks = tuple(blocks)
-        order = torch.arange(self.size) if entries is None else torch.cat([e.cpu() for e in entries])
+        order = (
+            torch.arange(self.size) if entries is None else torch.cat([e.cpu() for e in entries])
+        )
         if entries is not None and (
-            [len(e) for e in entries] != sizes or not torch.equal(order.sort()[0], torch.arange(self.size))
+            [len(e) for e in entries] != sizes
+            or not torch.equal(order.sort()[0], torch.arange(self.size))
         ):
             raise ValueError(
                 f"expected every one of {self.size} parameters in one block of sizes {sizes}; got "

@@ -319,7 +319,12 @@ def _told(provenance: dict[str, Any]) -> str:
     if "method" in provenance:
         parts.append(f"{provenance['method']} on {provenance.get('curvature')}")
     if "damping" in provenance:
-        parts.append(f"damping {provenance['damping']:g}")
+        damping = provenance["damping"]
+        parts.append(
+            f"damping {damping:g}"
+            if isinstance(damping, int | float)
+            else "damping by block: " + ", ".join(f"{k} {v:g}" for k, v in damping.items())
+        )
     return "".join(f", {part}" for part in parts)
 
 

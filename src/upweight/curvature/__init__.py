@@ -1,5 +1,6 @@
-"""Curvature of the mean training loss, as operators: exact products, and (dense) matrices."""
+"""Curvature of the mean training loss, as operators: exact, and by Kronecker factors."""
 
 from upweight.curvature.exact import GGN, Fisher, Hessian
+from upweight.curvature.kronecker import KroneckerCurvature
 
-__all__ = ["GGN", "Fisher", "Hessian"]
+__all__ = ["GGN", "Fisher", "Hessian", "KroneckerCurvature"]

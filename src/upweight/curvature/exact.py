@@ -10,7 +10,7 @@ columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,8 @@ __all__ = ["GGN", "Curvature", "Fisher", "Hessian"]
 CLOSED_OUTPUTS = 64
 # Noise for sampled labels is drawn for blocks of rows at fixed places, whatever the chunks.
 NOISE_ROWS = 1024
+
+FisherKind = Literal["exact", "sampled", "empirical"]
 
 
 class Hessian(LinearOperator):
@@ -72,6 +74,14 @@ class Hessian(LinearOperator):
         super().__init__(risk.p, risk.dtype, risk.device)
         self.risk = risk
         self.products = 0
+
+    def on_rows(self, rows: Sequence[int]) -> Hessian:
+        """The Hessian of the mean loss over some of the rows."""
+        return Hessian(self.risk.with_rows(self.risk.rows.subset(rows)))
+
+    def on_parameters(self, names: Collection[str]) -> Hessian:
+        """Its block of some of the parameters."""
+        return Hessian(self.risk.restricted(names))
 
     def _apply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
@@ -128,6 +138,7 @@ class GGN(LinearOperator):
     """
 
     name = "ggn"
+    semidefinite = True
 
     def __init__(self, risk: EmpiricalRisk) -> None:
         super().__init__(risk.p, risk.dtype, risk.device)
@@ -140,6 +151,14 @@ class GGN(LinearOperator):
         self._known = None if linear else known
         if self._known is None:
             self._check_convex()
+
+    def on_rows(self, rows: Sequence[int]) -> GGN:
+        """The matrix of the mean loss over some of the rows."""
+        return GGN(self.risk.with_rows(self.risk.rows.subset(rows)))
+
+    def on_parameters(self, names: Collection[str]) -> GGN:
+        """Its block of some of the parameters."""
+        return GGN(self.risk.restricted(names))
 
     def _apply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
@@ -251,10 +270,12 @@ class Fisher(LinearOperator):
     §2.
     """
 
+    semidefinite = True
+
     def __init__(
         self,
         risk: EmpiricalRisk,
-        kind: Literal["exact", "sampled", "empirical"] = "exact",
+        kind: FisherKind = "exact",
         *,
         samples: int = 1,
         seed: int = 0,
@@ -269,7 +290,7 @@ class Fisher(LinearOperator):
             )
         if samples < 1:
             raise ValueError(f"expected at least one sample per row; got {samples}")
-        self.kind = kind
+        self.kind: FisherKind = kind
         self.samples = samples
         self.seed = seed
         self.name = f"fisher-{kind}"
@@ -283,6 +304,30 @@ class Fisher(LinearOperator):
         outputs = int(torch.Size(risk.output_shape).numel())
         count = {"empirical": 1, "sampled": samples, "exact": outputs}[kind]
         self.form = OutputForm(risk, count, self._roots, self._multiply)
+        # the position that a row has where labels are drawn, if it is another than here
+        self._positions: Tensor | None = None
+
+    def _over(self, risk: EmpiricalRisk) -> Fisher:
+        other = Fisher(
+            risk,
+            self.kind,
+            samples=self.samples,
+            seed=self.seed,
+            distribution=self.distribution,
+        )
+        other._positions = self._positions
+        return other
+
+    def on_rows(self, rows: Sequence[int]) -> Fisher:
+        """The matrix over some of the rows, which keep their sampled labels."""
+        other = self._over(self.risk.with_rows(self.risk.rows.subset(rows)))
+        chosen = torch.as_tensor([int(row) for row in rows])
+        other._positions = chosen if self._positions is None else self._positions[chosen]
+        return other
+
+    def on_parameters(self, names: Collection[str]) -> Fisher:
+        """Its block of some of the parameters."""
+        return self._over(self.risk.restricted(names))
 
     def _apply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
@@ -336,17 +381,23 @@ class Fisher(LinearOperator):
             )
 
     def _noise(self, chunk: Chunk, output: Tensor, sample: int) -> Tensor:
-        """Noise for rows start … stop - 1, the same whatever the chunk."""
+        """Noise for the rows of a chunk, the same whatever the chunk."""
         assert self.distribution is not None
-        first, last = chunk.start // NOISE_ROWS, (chunk.stop - 1) // NOISE_ROWS
+        positions = torch.arange(chunk.start, chunk.stop)
+        if self._positions is not None:
+            positions = self._positions[positions]
         shape = output[:1].expand(NOISE_ROWS, *output.shape[1:])
-        blocks: list[Tensor] = []
-        for block in range(first, last + 1):
-            entropy = np.random.SeedSequence((self.seed, sample, block))
+        found: Tensor | None = None
+        for block in (positions // NOISE_ROWS).unique().tolist():
+            entropy = np.random.SeedSequence((self.seed, sample, int(block)))
             generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-            blocks.append(self.distribution.noise(shape, generator))
-        offset = chunk.start - first * NOISE_ROWS
-        return torch.cat(blocks)[offset : offset + len(chunk)]
+            noise = self.distribution.noise(shape, generator)
+            if found is None:
+                found = noise.new_empty(len(chunk), *noise.shape[1:])
+            here = positions // NOISE_ROWS == block
+            found[here.to(noise.device)] = noise[(positions[here] % NOISE_ROWS).to(noise.device)]
+        assert found is not None
+        return found
 
 
 Curvature = Hessian | GGN | Fisher

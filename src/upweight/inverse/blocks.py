@@ -1,6 +1,6 @@
 """The damped inverse of a matrix whose blocks of parameters do not see each other.
 
-    (blockdiag(A_1, …, A_B) + diag(λ_1 I, …, λ_B I))⁻¹ = blockdiag((A_1 + λ_1 I)⁻¹, …)
+(blockdiag(A_1, …, A_B) + diag(λ_1 I, …, λ_B I))⁻¹ = blockdiag((A_1 + λ_1 I)⁻¹, …)
 """
 
 from __future__ import annotations
@@ -79,12 +79,19 @@ class BlockFactors:
         parts = [as_preconditioner(part, dampings[name]) for name, part in self.prepared.items()]
         return BlockDiagonal(parts, self.entries)
 
-    def inform(self, start: Tensor) -> None:
-        """Hand every block its part of a start vector (p,)."""
+    @property
+    def waits(self) -> bool:
+        """Whether a block should not be computed before a start vector is known."""
+        return any(getattr(part, "waits", False) for part in self.prepared.values())
+
+    def inform(self, start: Tensor) -> bool:
+        """Hand every block its part of a start vector (p,); whether that changes anything."""
+        changed = False
         for part, entries in zip(self.prepared.values(), self.entries, strict=True):
             inform = getattr(part, "inform", None)
             if inform is not None:
-                inform(start[entries])
+                changed |= inform(start[entries])
+        return changed
 
     def _dampings(self, damping: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(damping, Mapping):

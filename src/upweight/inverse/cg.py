@@ -192,14 +192,13 @@ class _State:
     def _check_curvature(self, curvature: Tensor, d: Tensor, active: Tensor) -> None:
         if bool((curvature > 0).all()):
             return
-        bad = curvature <= 0
+        bad, step = curvature <= 0, int(self.steps[active].max()) + 1
         quotient = float((curvature / d.square().sum(0)).min())
         raise NegativeCurvatureError(
-            f"conjugate gradients met negative curvature at step {int(self.steps[active].max()) + 1}"
-            f", for {int(bad.sum())} of {self.right.shape[1]} right-hand sides: vᵀ(C + λI)v / vᵀv = "
-            f"{quotient:.3g}. C + λI is indefinite, and there is no answer to return. Use "
-            f"curvature='ggn', which is never negative, a damping larger by more than "
-            f"{-quotient:.3g}, or method='direct'"
+            f"conjugate gradients met negative curvature at step {step}, for {int(bad.sum())} of "
+            f"{self.right.shape[1]} right-hand sides: vᵀ(C + λI)v / vᵀv = {quotient:.3g}. "
+            "C + λI is indefinite, and there is no answer to return. Use curvature='ggn', which is "
+            f"never negative, a damping larger by more than {-quotient:.3g}, or method='direct'"
         )
 
 

@@ -22,7 +22,7 @@ from upweight.inverse.certificate import (
     warn_of_indefinite,
     warn_of_residuals,
 )
-from upweight.operator import Dense, Gram, LinearOperator, wide
+from upweight.operator import Dense, Gram, LinearOperator, free_memory, wide
 
 __all__ = ["DirectFactors", "DirectInverse"]
 
@@ -224,22 +224,10 @@ def _finite(tensor: Tensor) -> Tensor:
 def _check_memory(p: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
     """A direct inverse holds the matrix and its factor at the same time."""
     needed = 2.5 * rank * p * dtype.itemsize
-    there = _memory(device)
+    there = free_memory(device)
     if there and needed > 0.9 * there:
         raise MemoryError(
             f"a direct inverse for {p:,} parameters needs about {needed / 2**30:.1f} GiB; "
             f"{there / 2**30:.1f} GiB are free. Choose fewer parameters (parameters='head.*'), or, "
             "with few training rows, curvature='ggn', whose smaller side is rows times outputs"
         )
-
-
-def _memory(device: torch.device) -> int | None:
-    """Bytes of memory on a device, where it can be known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import os
-
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None

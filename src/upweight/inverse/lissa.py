@@ -133,7 +133,7 @@ class LissaInverse(LinearOperator):
         kind = wide(operator.dtype, operator.device)
         super().__init__(operator.size, kind, operator.device)
         self.damping = damping
-        self._factors = factors
+        self.factors = factors
         self._damped = operator.damped(damping)
         self.upper = 1.05 * (factors.step_largest + damping)
         self.scale = factors.scale or self.upper
@@ -150,7 +150,7 @@ class LissaInverse(LinearOperator):
             )
 
     def _apply(self, columns: Tensor) -> Tensor:
-        factors, certificate = self._factors, self.certificate
+        factors, certificate = self.factors, self.certificate
         if factors.parts:
             x, residuals, steps = self._by_parts(columns)
         elif factors.accelerate:
@@ -176,25 +176,24 @@ class LissaInverse(LinearOperator):
         """Every step by 1/s along the residual."""
         x, r = torch.zeros_like(b), b
         watch = _Watch(self, b)
-        for step in range(self._factors.max_steps):
+        for step in range(self.factors.max_steps):
             if watch.solved(r, step):
                 return x, relative_residuals(r, b), step
             x = x + r / self.scale
             r = b - self._damped @ x
-        watch.solved(r, self._factors.max_steps)
-        return x, relative_residuals(r, b), self._factors.max_steps
+        watch.solved(r, self.factors.max_steps)
+        return x, relative_residuals(r, b), self.factors.max_steps
 
     def _chebyshev(self, b: Tensor) -> tuple[Tensor, Tensor, int]:
         """Steps whose polynomial is smallest on [lower, upper], which encloses the spectrum."""
         lower = self._lower()
         center, radius = (self.upper + lower) / 2, (self.upper - lower) / 2
-        if radius <= 1e-12 * center:
-            radius = 1e-12 * center
+        radius = max(1e-12 * center, radius)
         rho = radius / center
         x, r = torch.zeros_like(b), b
         d = r / center
         watch = _Watch(self, b)
-        for step in range(self._factors.max_steps):
+        for step in range(self.factors.max_steps):
             if watch.solved(r, step):
                 return x, relative_residuals(r, b), step
             x = x + d
@@ -202,17 +201,17 @@ class LissaInverse(LinearOperator):
             rho_next = 1.0 / (2.0 * center / radius - rho)
             d = rho_next * rho * d + (2.0 * rho_next / radius) * r
             rho = rho_next
-        watch.solved(r, self._factors.max_steps)
-        return x, relative_residuals(r, b), self._factors.max_steps
+        watch.solved(r, self.factors.max_steps)
+        return x, relative_residuals(r, b), self.factors.max_steps
 
     def _lower(self) -> float:
         """Where the spectrum of A + λI begins. Too high a guess costs steps, no more."""
-        if self._factors.semidefinite:
+        if self.factors.semidefinite:
             return max(self.damping, 1e-8 * self.upper)
-        return max((self._factors.lowest + self.damping) / 2, 1e-8 * self.upper)
+        return max((self.factors.lowest + self.damping) / 2, 1e-8 * self.upper)
 
     def _by_parts(self, b: Tensor) -> tuple[Tensor, Tensor, int]:
-        factors = self._factors
+        factors = self.factors
         generator = torch.Generator().manual_seed(factors.seed)
         anchor, r = torch.zeros_like(b), b
         watch, step = _Watch(self, b), 0
@@ -238,7 +237,7 @@ class _Watch:
         self._least = float("inf")
 
     def solved(self, residual: Tensor, step: int) -> bool:
-        factors = self._inverse._factors
+        factors = self._inverse.factors
         now = float(relative_residuals(residual, self._right).max()) if residual.numel() else 0.0
         if not now <= DIVERGED * self._least and step:
             scale, upper = self._inverse.scale, self._inverse.upper

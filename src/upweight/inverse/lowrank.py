@@ -60,7 +60,7 @@ def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
     p, r = pairs.vectors.shape
     shifted = pairs.values + damping
     largest = float(shifted.abs().max())
-    precision = 10 * p * torch.finfo(factors.operator.dtype).eps
+    precision = 10 * torch.finfo(factors.operator.dtype).eps
     if damping == 0.0 and r < p:
         raise ValueError(
             f"{factors.method} with rank {r} of {p} takes the other directions as eigenvalue 0, "
@@ -115,19 +115,24 @@ class LanczosFactors:
         r, at most p.
     steps
         Products to spend, at least r; default r.
+    informed
+        Whether `inform` may give another start than a random one. For a start b, (A + λI)⁻¹b is
+        exact up to the error of conjugate gradients after as many steps, long before the spectrum
+        is known.
     seed
         Of the random start.
-
-    Notes
-    -----
-    `inform` gives a start vector b. (A + λI)⁻¹b is then exact up to the error of conjugate
-    gradients after as many steps, long before the spectrum is known.
     """
 
     method = "arnoldi"
 
     def __init__(
-        self, operator: LinearOperator, rank: int, *, steps: int | None = None, seed: int = 0
+        self,
+        operator: LinearOperator,
+        rank: int,
+        *,
+        steps: int | None = None,
+        informed: bool = False,
+        seed: int = 0,
     ) -> None:
         check_rank(rank, operator.size)
         if steps is not None and not rank <= steps:
@@ -135,17 +140,24 @@ class LanczosFactors:
         self.operator = operator
         self.rank = rank
         self.steps = min(rank if steps is None else steps, operator.size)
+        self.informed = informed
         self.seed = seed
         self._start: Tensor | None = None
         self._found: Eigenpairs | None = None
 
-    def inform(self, start: Tensor) -> None:
-        """Begin the Krylov space with this vector (p,)."""
-        if float(start.norm()) == 0.0 or (
-            self._start is not None and torch.equal(self._start, start)
-        ):
-            return
+    @property
+    def waits(self) -> bool:
+        """Whether the eigenpairs should not be computed before a start is known."""
+        return self.informed and self._start is None
+
+    def inform(self, start: Tensor) -> bool:
+        """Begin with this vector (p,), if that is wanted; whether it changes the eigenpairs."""
+        if not self.informed or float(start.norm()) == 0.0:
+            return False
+        if self._start is not None and torch.equal(self._start, start):
+            return False
         self._start, self._found = start, None
+        return True
 
     def pairs(self) -> Eigenpairs:
         """The eigenpairs, computed when they are first needed."""

@@ -1,7 +1,7 @@
 """Nyström's approximation of a symmetric matrix from products with random directions.
 
-    A ≈ Y W⁺ Yᵀ,   Y = AQ,   W = QᵀAQ,   Q (p, r) orthonormal        where A is positive semi-definite
-    A ≈ U (UᵀAU) Uᵀ,   U an orthonormal basis of Y                   where W shows that it is not
+    A ≈ Y W⁺ Yᵀ,   Y = AQ,   W = QᵀAQ,   Q (p, r) orthonormal    where A is positive semi-definite
+    A ≈ U (UᵀAU) Uᵀ,   U an orthonormal basis of Y               where W shows that it is not
 
 The first form is exact on the span of Q and needs no second round of products. With an indefinite W
 its inverse may be anything, so there the matrix is projected on the range of Y instead

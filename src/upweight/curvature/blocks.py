@@ -1,0 +1,122 @@
+"""Block-diagonal matrices whose blocks are known by eigenvalues and eigenvectors.
+
+Letters: q groups, each with o·i parameters; p parameters, k columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from upweight.operator import LinearOperator, wide
+
+__all__ = ["Block", "Blocks", "Rotated"]
+
+Kind = Literal["kronecker", "dense", "diagonal"]
+Entries = Tensor | slice
+
+
+class Rotated(LinearOperator):
+    """(U ⊗ W) diag(Λ) (U ⊗ W)ᵀ for each of q groups, with orthogonal U and W.
+
+    Parameters
+    ----------
+    left, right
+        U (q, o, o) and W (q, i, i); None for the identity.
+    values
+        Λ (q, o, i). Vectors are flattened in this order.
+    """
+
+    def __init__(self, left: Tensor | None, right: Tensor | None, values: Tensor) -> None:
+        super().__init__(values.numel(), values.dtype, values.device)
+        self.left, self.right, self.values = left, right, values
+
+    def with_values(self, values: Tensor) -> Rotated:
+        """The same eigenvectors with other eigenvalues."""
+        return Rotated(self.left, self.right, values)
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        x = columns.T.reshape(-1, *self.values.shape)  # (k, q, o, i)
+        # vec(V) -> U (Λ ∘ (Uᵀ V W)) Wᵀ
+        x = x if self.left is None else self.left.mT @ x
+        x = x if self.right is None else x @ self.right
+        x = x * self.values
+        x = x if self.right is None else x @ self.right.mT
+        x = x if self.left is None else self.left @ x
+        return x.flatten(1).T
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        kind = wide(self.dtype, self.device)
+        values = self.values.to(kind)
+        parts: list[Tensor] = []
+        for at, own in enumerate(values):
+            u = torch.eye(own.shape[0]) if self.left is None else self.left[at]
+            w = torch.eye(own.shape[1]) if self.right is None else self.right[at]
+            vectors = torch.kron(u.to(self.device, kind), w.to(self.device, kind))
+            parts.append((vectors * own.flatten()) @ vectors.T)
+        return torch.block_diag(*parts)
+
+    def _diagonal(self, block: int = 1024) -> Tensor:
+        x = self.values if self.left is None else self.left.square() @ self.values
+        return (x if self.right is None else x @ self.right.square().mT).flatten()
+
+
+@dataclass(frozen=True)
+class Block:
+    """The curvature of some parameters, apart from all others.
+
+    Attributes
+    ----------
+    name
+        Of the module they belong to, or of the parameter.
+    kind
+        ``"kronecker"`` (a grouped convolution has a G ⊗ A for every group), ``"dense"`` or
+        ``"diagonal"``.
+    entries
+        Where they are in θ, in the order of `operator`.
+    operator
+        C_h. Its `values` are the eigenvalues.
+    """
+
+    name: str
+    kind: Kind
+    entries: Entries
+    operator: Rotated
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the block has."""
+        return self.operator.size
+
+
+class Blocks(LinearOperator):
+    """A block-diagonal matrix whose blocks hold any entries of θ."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        one = blocks[0].operator
+        super().__init__(sum(block.parameters for block in blocks), one.dtype, one.device)
+        self.blocks = tuple(blocks)
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        out = torch.empty_like(columns)
+        for block in self.blocks:
+            out[block.entries] = block.operator @ columns[block.entries]
+        return out
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        out = torch.zeros(self.shape, dtype=wide(self.dtype, self.device), device=self.device)
+        every = torch.arange(self.size, device=self.device)
+        for own in self.blocks:
+            at = every[own.entries]
+            out[at[:, None], at] = own.operator.dense()
+        return out
+
+    def _diagonal(self, block: int = 1024) -> Tensor:
+        out = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        for own in self.blocks:
+            out[own.entries] = own.operator.diagonal()
+        return out

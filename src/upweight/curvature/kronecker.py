@@ -1,0 +1,398 @@
+"""Kronecker-factored approximations of the Fisher and Gauss-Newton matrices, layer by layer.
+
+With inputs ã = [a, 1] of a layer and derivatives g_k by its output z, along K roots S_k of the
+curvature of a row's loss in the model's output (B = Σ_k S_k S_kᵀ, g_k = ∂(S_kᵀ f)/∂z):
+
+    A = 1/(n s) Σ_rows Σ_positions ã ãᵀ                  (i, i)
+    G = 1/n Σ_rows Σ_k Σ_positions g_k g_kᵀ              (o, o)
+    K-FAC    C_h = G ⊗ A
+    EK-FAC   C_h = (U_G ⊗ U_A) diag(Λ) (U_G ⊗ U_A)ᵀ
+             Λ[o,i] = 1/n Σ_rows Σ_k (U_Gᵀ (Σ_positions g_k ãᵀ) U_A)²[o,i]
+
+with the eigenvectors U_G of G and U_A of A. Between layers C is zero.
+
+Letters: n rows, b in a chunk, s positions of a row in all calls of the layer, K roots per row, q
+groups of a convolution with o outputs and i columns of ã each, p parameters, k columns.
+
+References
+----------
+J. Martens, R. Grosse, *Optimizing neural networks with Kronecker-factored approximate curvature*
+(2015), §3. T. George et al., *Fast approximate natural gradient descent in a Kronecker-factored
+eigenbasis* (2018), §3. R. Eschenhagen et al., *Kronecker-factored approximate curvature for modern
+neural network architectures* (2023), §3, for positions ("expand").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from upweight.curvature import form as forms
+from upweight.curvature.blocks import Block, Blocks, Entries, Kind, Rotated
+from upweight.curvature.capture import Capture, DeclinedCallError, find_capture
+from upweight.curvature.exact import GGN, Fisher
+from upweight.curvature.moments import Corrections, Factors
+from upweight.inverse.certificate import check_damping
+from upweight.layers import groups
+from upweight.losses import Categorical, OutputDistribution, output_distribution
+from upweight.operator import LinearOperator, wide
+from upweight.risk import CHUNK_BYTES, EmpiricalRisk
+
+__all__ = ["KroneckerCurvature"]
+
+# Parameters without Kronecker factors: up to so many in one module get a dense block.
+DENSE_SIZE = 512
+
+
+class KroneckerCurvature(LinearOperator):
+    """The EK-FAC or K-FAC approximation of the Fisher or Gauss-Newton matrix of the mean loss.
+
+    Layers whose factors are known are `torch.nn.Linear` and ``Conv1d``, ``Conv2d``, ``Conv3d``,
+    called any number of times, with any number of positions. Whether a layer is used in a way that
+    its factors describe is tried on a few rows. All other parameters have a block for the module
+    that owns them, computed exactly: dense, or of a large one the diagonal.
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+    corrected
+        True for EK-FAC, with the eigenvalues Λ; False for K-FAC, with those of G ⊗ A.
+    fisher
+        Which roots: ``"exact"`` for those of the GGN, which is the exact Fisher matrix for
+        cross-entropy and squared error; ``"sampled"`` for labels drawn from the model, and
+        ``"empirical"`` for the labels that rows have, as in `Fisher`.
+    samples, seed
+        For ``"sampled"``: labels per row, and the seed.
+    distribution
+        The distribution of labels, where `Fisher` cannot know it from the loss.
+    other
+        What parameters without Kronecker factors get: a ``"dense"`` block, a ``"diagonal"`` one, or
+        by their number (``"auto"``); ``"refuse"`` raises instead.
+
+    Attributes
+    ----------
+    blocks
+        Every parameter is in exactly one of these.
+    coverage, shares
+        The share of θ that has Kronecker factors, and the shares of all kinds of blocks.
+    notes
+        Which parameters have no Kronecker factors, why, and what to do.
+    passes
+        Passes over all rows that were made.
+
+    Raises
+    ------
+    ValueError
+        If a factor is not finite, if the output is too wide for exact roots, if the loss has no
+        such curvature, or for ``other="refuse"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1, bias=False).double()
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> risk = EmpiricalRisk(model, torch.nn.functional.mse_loss, (x, torch.zeros(2, 1)))
+    >>> curvature = KroneckerCurvature(risk)
+    >>> curvature.dense()  # G ⊗ A = 2 · mean of x²
+    tensor([[10.]], dtype=torch.float64)
+    >>> curvature.inverse(damping=10.0) @ torch.tensor([1.0])
+    tensor([0.0500], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        *,
+        corrected: bool = True,
+        fisher: Literal["exact", "sampled", "empirical"] = "exact",
+        samples: int = 1,
+        seed: int = 0,
+        distribution: OutputDistribution | None = None,
+        other: Literal["auto", "dense", "diagonal", "refuse"] = "auto",
+    ) -> None:
+        super().__init__(risk.p, risk.dtype, risk.device)
+        if other not in ("auto", "dense", "diagonal", "refuse"):
+            raise ValueError(
+                f"expected other='auto', 'dense', 'diagonal' or 'refuse'; got {other!r}"
+            )
+        self.risk = risk
+        self.corrected = corrected
+        self.name = "ekfac" if corrected else "kfac"
+        self.notes: list[str] = []
+        self.passes = 0
+        self._rooted = _Rooted(fisher, samples, seed, distribution)
+        self._form = self._rooted.form(risk)
+        capture, reasons = find_capture(risk)
+        found: list[Block] | None = None
+        while found is None:
+            try:
+                found = self._captured(capture) if capture.sites else []
+            except DeclinedCallError as declined:  # not on the probed rows, but on these
+                capture, more = capture.without(capture.using(declined))
+                reasons |= more
+        self._whole = Blocks(found + self._others(reasons, other))
+        self.blocks = self._whole.blocks
+
+    # --- as an operator --------------------------------------------------------------------------
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        return self._whole @ columns
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        return self._whole.dense()
+
+    def _diagonal(self, block: int = 1024) -> Tensor:
+        return self._whole.diagonal()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of θ in blocks of each kind."""
+        found: dict[str, float] = {"kronecker": 0.0, "dense": 0.0, "diagonal": 0.0}
+        for block in self.blocks:
+            found[block.kind] += block.parameters / self.size
+        return found
+
+    @property
+    def coverage(self) -> float:
+        """The share of θ that has Kronecker factors."""
+        return self.shares["kronecker"]
+
+    def inverse(
+        self, damping: float, *, relative: Literal["global", "layer"] | None = None
+    ) -> LinearOperator:
+        """(C_h + λ_h I)⁻¹ block by block, from the eigenvalues that are known.
+
+        Parameters
+        ----------
+        damping
+            λ.
+        relative
+            None: λ_h = λ. ``"global"``: λ times the mean of all eigenvalues of C. ``"layer"``: λ
+            times the mean eigenvalue of C_h.
+
+        Raises
+        ------
+        ValueError
+            If the damping is negative or not finite, or C_h + λ_h I is singular to working
+            precision.
+        """
+        check_damping(damping)
+        if relative not in (None, "global", "layer"):
+            raise ValueError(f"expected relative=None, 'global' or 'layer'; got {relative!r}")
+        traces = [float(block.operator.values.double().sum()) for block in self.blocks]
+        inverted: list[Block] = []
+        for block, trace in zip(self.blocks, traces, strict=True):
+            own = {None: 1.0, "global": sum(traces) / self.size, "layer": trace / block.parameters}
+            values = block.operator.values + damping * own[relative]
+            lowest, highest = (float(v) for v in values.aminmax())
+            # what round-off leaves of a zero eigenvalue grows with the sizes of its factors
+            grown = 1 if damping else sum(values.shape)
+            if lowest <= grown * torch.finfo(self.dtype).eps * highest:
+                raise ValueError(
+                    f"the curvature of {block.name} with damping {damping * own[relative]:.3g} is "
+                    f"singular to working precision: its eigenvalues lie between {lowest:.3g} and "
+                    f"{highest:.3g}. Use a larger damping"
+                )
+            operator = block.operator.with_values(values.reciprocal())
+            inverted.append(Block(block.name, block.kind, block.entries, operator))
+        return Blocks(inverted)
+
+    # --- blocks with Kronecker factors -----------------------------------------------------------
+
+    def _captured(self, capture: Capture) -> list[Block]:
+        sums = Factors(self.risk, capture, keep=self.corrected)
+        capture.visit(self._form, sums.add)
+        self.passes += 1
+        vectors: list[tuple[Tensor, Tensor]] = []
+        spectra: list[Tensor] = []
+        for at, site in enumerate(capture.sites):
+            a, g = sums.factors(at)
+            _check_finite(site.name, a, g)
+            if len(lengths := sums.lengths[at]) > 1:
+                self.notes.append(
+                    f"{site.name}: rows have {min(lengths)} to {max(lengths)} positions, by the "
+                    "batch they are in. Padding counts in A, so the batch size matters"
+                )
+            (s_a, u_a), (s_g, u_g) = torch.linalg.eigh(a), torch.linalg.eigh(g)
+            vectors.append((u_g.to(self.dtype), u_a.to(self.dtype)))
+            spectra.append(s_g.clamp(min=0)[:, :, None] * s_a.clamp(min=0)[:, None])
+        if self.corrected:
+            corrections = Corrections(self.risk, vectors)
+            if sums.kept is None:
+                capture.visit(self._form, corrections.add)
+                self.passes += 1
+            else:
+                for piece in sums.kept:
+                    corrections.add(piece)
+            spectra = [total / self.risk.n for total in corrections.totals]
+        blocks: list[Block] = []
+        for site, (u_g, u_a), values in zip(capture.sites, vectors, spectra, strict=True):
+            _check_finite(site.name, values)
+            operator = Rotated(u_g, u_a, values.to(self.dtype))
+            blocks.append(
+                Block(site.name, "kronecker", _entries(site.entries, self.device), operator)
+            )
+        return blocks
+
+    # --- all other blocks ------------------------------------------------------------------------
+
+    def _others(
+        self, reasons: Mapping[str, str], other: Literal["auto", "dense", "diagonal", "refuse"]
+    ) -> list[Block]:
+        rest = _find_rest(self.risk, reasons, other)
+        for one in rest:
+            what = (
+                f"{one.name} ({one.type}): {one.local}, {one.size} of {self.size} parameters, have "
+                f"no Kronecker factors: {one.reason}"
+            )
+            choose = "leave them out with parameters=, or use curvature='ggn' with a solver"
+            if other == "refuse":
+                raise ValueError(
+                    f"{what}. Pass other='auto' for an exact block of their own, {choose}"
+                )
+            if one.kind == "dense":
+                self.notes.append(f"{what}. They have an exact dense block of their own")
+            else:
+                self.notes.append(
+                    f"{what}. They have the exact diagonal alone; pass other='dense' for the whole "
+                    f"block, {choose}"
+                )
+        most = CHUNK_BYTES / (2 * self._form.root_count * self.dtype.itemsize)
+        blocks: list[Block] = []
+        for some in groups([one.size for one in rest], most) if rest else ():
+            blocks += self._exact([rest[at] for at in some])
+        return blocks
+
+    def _exact(self, rest: Sequence[_Rest]) -> list[Block]:
+        """Blocks of C = RᵀR itself, or its diagonal, from the rows R of these parameters alone."""
+        kind = wide(self.dtype, self.device)
+        risk = self.risk.restricted([name for one in rest for name in one.names])
+        places = [_entries(_places(risk, one.names), self.device) for one in rest]
+        sums: list[Tensor] = []
+        for one in rest:
+            shape = (one.size, one.size) if one.kind == "dense" else (one.size,)
+            sums.append(torch.zeros(shape, dtype=kind, device=self.device))
+        rows = self._rooted.form(risk).factor_rows()
+        assert rows is not None  # the number of roots was checked before
+        for r in rows:
+            for one, at, total in zip(rest, places, sums, strict=True):
+                own = r[:, at]
+                total += own.T @ own if one.kind == "dense" else own.square().sum(0)
+        self.passes += 1
+        blocks: list[Block] = []
+        for one, total in zip(rest, sums, strict=True):
+            _check_finite(one.name, total)
+            vectors, values = None, total
+            if one.kind == "dense":
+                values, vectors = torch.linalg.eigh(total)
+                vectors = vectors[None].to(self.dtype)  # (1, o, o)
+            values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
+            entries = _entries(_places(self.risk, one.names), self.device)
+            blocks.append(Block(one.name, one.kind, entries, Rotated(vectors, None, values)))
+        return blocks
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """Parameters of one module that have no Kronecker factors, with their block and the reason."""
+
+    name: str
+    type: str
+    names: tuple[str, ...]
+    size: int
+    kind: Kind
+    reason: str
+
+    @property
+    def local(self) -> str:
+        """The names of the parameters in their module."""
+        return ", ".join(name.rpartition(".")[2] for name in self.names)
+
+
+def _find_rest(risk: EmpiricalRisk, reasons: Mapping[str, str], other: str) -> list[_Rest]:
+    owned: dict[str, list[str]] = {}
+    for name in risk.model.names:
+        if name in reasons:
+            owned.setdefault(name.rpartition(".")[0], []).append(name)
+    sizes = dict(zip(risk.model.names, risk.model.sizes, strict=True))
+    found: list[_Rest] = []
+    for owner, names in owned.items():
+        kind = type(risk.model.model.get_submodule(owner)).__name__
+        size = sum(sizes[name] for name in names)
+        small = size <= DENSE_SIZE if other == "auto" else other == "dense"
+        found.append(
+            _Rest(
+                name=owner or kind,
+                type=kind,
+                names=tuple(names),
+                size=size,
+                kind="dense" if small else "diagonal",
+                reason="; ".join(dict.fromkeys(reasons[name] for name in names)),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Rooted:
+    """Which roots of the loss's curvature in the output."""
+
+    fisher: Literal["exact", "sampled", "empirical"]
+    samples: int
+    seed: int
+    distribution: OutputDistribution | None
+
+    def form(self, risk: EmpiricalRisk) -> forms.OutputForm:
+        """The form of a GGN or Fisher matrix."""
+        if self.fisher not in ("exact", "sampled", "empirical"):
+            raise ValueError(
+                f"expected fisher='exact', 'sampled' or 'empirical'; got {self.fisher!r}"
+            )
+        labels = self.distribution
+        if self.fisher != "exact":
+            drawn = {"samples": self.samples, "seed": self.seed}
+            return Fisher(risk, self.fisher, distribution=labels, **drawn).form
+        outputs = int(torch.Size(risk.output_shape).numel())
+        if outputs > forms.ROOT_OUTPUTS:
+            raise ValueError(
+                f"expected at most {forms.ROOT_OUTPUTS} numbers in the output of a row for "
+                f"fisher='exact'; got {outputs}. Use fisher='sampled', with one label per row or "
+                "several (samples=)"
+            )
+        known = output_distribution(risk.loss)
+        linear = isinstance(known, Categorical) and known.log_probabilities
+        # the GGN is the exact Fisher matrix where both are, and defined for more losses and labels
+        if linear or labels is not None:
+            return Fisher(risk, distribution=labels).form
+        return GGN(risk).form
+
+
+def _places(risk: EmpiricalRisk, names: Sequence[str]) -> Tensor:
+    """The entries of θ that these parameters have, in order."""
+    parts: list[Tensor] = []
+    start = 0
+    for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
+        if name in names:
+            parts.append(torch.arange(start, start + size))
+        start += size
+    return torch.cat(parts)
+
+
+def _entries(index: Tensor, device: torch.device) -> Entries:
+    """A slice where the entries are in order, which is faster."""
+    start = int(index[0])
+    ordered = torch.equal(index, torch.arange(start, start + len(index)))
+    return slice(start, start + len(index)) if ordered else index.to(device)
+
+
+def _check_finite(name: str, *factors: Tensor) -> None:
+    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+        raise ValueError(
+            f"the curvature of {name} is not finite (NaN or inf): its inputs or derivatives are "
+            "not, or overflow in this precision. Rescale the rows, or use a model in float64"
+        )

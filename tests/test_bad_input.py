@@ -383,7 +383,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unknown method": (
         lambda: fit(method="dirct"),
         ValueError,
-        r"one of \['direct'\]; got 'dirct'",
+        r"one of \['arnoldi', 'cg', 'direct', .*'auto'\]; got 'dirct'",
     ),
     "method as a class": (lambda: fit(method=uw.Direct), TypeError, r"such as Direct\(\)"),
     "unknown curvature": (lambda: fit(curvature="gnn"), ValueError, "'ggn', 'hessian'"),

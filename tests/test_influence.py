@@ -160,7 +160,7 @@ def test_scores_on_disk_are_those_in_memory(
     case = make("mlp")
     influence = fitted(case, batch_size=4)
     # three test gradients at once, so that blocks of test rows are really used
-    monkeypatch.setattr("upweight.influence.SOLVED_BYTES", 3 * 3 * 8 * influence._fitted()[1].p)
+    monkeypatch.setattr("upweight.influence.SOLVED_BYTES", 3 * 3 * 8 * influence._fitted().risk.p)
     wanted = fitted(case).scores(case.test).values
     assert error(influence.scores(case.test).values, wanted) < 1e-12
     stored = influence.scores(case.test, to=tmp_path / "scores")

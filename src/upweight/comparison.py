@@ -18,9 +18,10 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from upweight.choices import CurvatureChoice
 from upweight.inverse import Certificate, IndefiniteCurvatureWarning, ResidualWarning
 from upweight.meter import Meter
-from upweight.methods import CurvatureChoice, Influence
+from upweight.methods import Influence
 from upweight.recipes import CG, EKFAC, Arnoldi, LiSSA, Nystroem, Recipe, choose_recipe
 from upweight.scores import RowScores
 

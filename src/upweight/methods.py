@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from upweight.blocks import Block, BlockChoice, parameter_blocks
-from upweight.curvature import GGN, Fisher, Hessian
-from upweight.influence import (
-    Mode,
-    gathered_gradients,
-    influence_blocks,
-    mean_influence,
-    self_influence,
+from upweight.choices import (
+    CurvatureChoice,
+    check_blocks,
+    check_certify,
+    check_dampings,
+    choose_curvature,
+    choose_method,
 )
-from upweight.inverse import BlockFactors, Certificate, CGFactors, check_damping
+from upweight.fitted import Damping, Fitted
+from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
+from upweight.inverse import Certificate
 from upweight.operator import LinearOperator
 from upweight.planning import Auto, Plan, make_plan
-from upweight.recipes import CG, METHODS, Recipe, choose_recipe
+from upweight.recipes import CG, METHODS, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
 from upweight.scores import SIGN, SIGN_PERTURBATION, RowScores, Scores, write_meta
@@ -36,13 +37,6 @@ __all__ = ["Influence", "plan"]
 
 # Right-hand sides of one call whose residual is measured where the method does not know it.
 CERTIFIED = 8
-
-CURVATURES: dict[str, Callable[[EmpiricalRisk], LinearOperator]] = {
-    "ggn": GGN,
-    "hessian": Hessian,
-    "fisher": Fisher,
-}
-CurvatureChoice = Literal["ggn", "hessian", "fisher"] | Callable[[EmpiricalRisk], LinearOperator]
 
 
 class Influence:
@@ -109,7 +103,7 @@ class Influence:
         loss: Callable[[Any, Any], Tensor],
         method: str | Recipe = "direct",
         *,
-        damping: float | Mapping[str, float],
+        damping: Damping,
         curvature: CurvatureChoice = "ggn",
         blocks: Literal["full"] | BlockChoice = "full",
         certify: int | None = CERTIFIED,
@@ -121,12 +115,12 @@ class Influence:
     ) -> None:
         self.model = model
         self.loss = loss
-        self.method: Recipe = _choose(method)
-        self.blocks = blocks
-        self.certify = _check_certify(certify)
+        self.method: Recipe = choose_method(method)
+        self.blocks = check_blocks(blocks)
+        self.certify = check_certify(certify)
         self.curvature = curvature if callable(curvature) else str(curvature)
-        self._make_curvature = _choose_curvature(curvature)
-        self._damping = self._checked(damping)
+        self._make_curvature = choose_curvature(curvature)
+        self._damping = check_dampings(damping, self.blocks)
         self._options: dict[str, Any] = {
             "parameters": parameters,
             "forward": forward,
@@ -134,11 +128,7 @@ class Influence:
             "features": features,
             "batch_size": batch_size,
         }
-        self._train: EmpiricalRisk | None = None
-        self._prepared: Any = None
-        self._inverse: Any = None
-        self._operator: LinearOperator | None = None
-        self._fingerprint = ""
+        self._fit: Fitted | None = None
 
     def fit(self, train: Any, *, names: Sequence[Any] | None = None) -> Influence:
         """Compute the curvature of the mean loss over the training rows, and prepare its inverse.
@@ -158,36 +148,10 @@ class Influence:
         """
         with _telling("training data"):
             risk = self._new_risk(train, names)
-        fingerprint = risk.model.fingerprint()
         operator = self._make_curvature(risk)
-        prepared = self._prepare(operator, risk)
-        waits = getattr(prepared, "waits", False)  # for the test rows
-        inverse = None if waits else prepared.inverse(self._damping)
         # all at once, at the end: after an error what an earlier fit computed still fits together
-        self._train, self._fingerprint = risk, fingerprint
-        self._operator, self._prepared, self._inverse = operator, prepared, inverse
+        self._fit = Fitted.of(risk, operator, self.method, self.blocks, self._damping)
         return self
-
-    def _prepare(self, operator: LinearOperator, risk: EmpiricalRisk) -> Any:
-        if self.blocks == "full":
-            return self.method.prepare(operator)
-        blocks = parameter_blocks(risk.model, cast("BlockChoice", self.blocks))
-        if isinstance(self._damping, Mapping) and set(self._damping) != set(blocks):
-            raise ValueError(
-                f"expected one damping for each of the blocks {list(blocks)}; got "
-                f"{list(self._damping)}"
-            )
-        on_parameters: Any = getattr(operator, "on_parameters", None)
-        if on_parameters is None:
-            raise TypeError(
-                f"blocks= needs a curvature that can be cut into them; got {operator!r}. Use "
-                "curvature='ggn', 'hessian' or 'fisher'"
-            )
-        prepared = {
-            name: self.method.prepare(on_parameters(block.parameters))
-            for name, block in blocks.items()
-        }
-        return BlockFactors(operator, prepared, [b.entries for b in blocks.values()])
 
     def risk(
         self, data: Any, *, names: Sequence[Any] | None = None, what: str = "data"
@@ -195,9 +159,9 @@ class Influence:
         """The mean loss over some rows, with this model, loss and parameters."""
         with _telling(what):
             # Model and loss have been probed by fit(): rows of the same form need no second time.
-            known = None if self._train is None else self._train.over(data, names)
+            known = None if self._fit is None else self._fit.risk.over(data, names)
             found = known or self._new_risk(data, names)
-        if self._train is not None and found.model.names != self._train.model.names:
+        if self._fit is not None and found.model.names != self._fit.risk.model.names:
             raise RuntimeError(
                 "other parameters have requires_grad than at fit(): the curvature is of other "
                 "parameters than these gradients. Call fit(train) again"
@@ -208,34 +172,21 @@ class Influence:
         return EmpiricalRisk(self.model, self.loss, data, names=names, **self._options)
 
     @property
-    def damping(self) -> float | Mapping[str, float]:
+    def damping(self) -> Damping:
         """λ. Setting it after `fit` re-uses everything that does not depend on it."""
         return self._damping
 
     @damping.setter
-    def damping(self, damping: float | Mapping[str, float]) -> None:
-        damping = self._checked(damping)
-        if self._inverse is not None:
-            self._inverse = self._prepared.inverse(damping)
+    def damping(self, damping: Damping) -> None:
+        damping = check_dampings(damping, self.blocks)
+        if self._fit is not None:
+            self._fit.set_damping(damping)
         self._damping = damping
-
-    def _checked(self, damping: float | Mapping[str, float]) -> float | dict[str, float]:
-        if isinstance(damping, Mapping):
-            if self.blocks == "full":
-                raise TypeError(
-                    "expected one number for the damping λ; got one for every block. Say which: "
-                    "blocks='layer'"
-                )
-            for value in damping.values():
-                check_damping(value)
-            return {name: float(value) for name, value in damping.items()}
-        check_damping(damping)
-        return float(damping)
 
     @property
     def inverse(self) -> LinearOperator:
         """(C + λI)⁻¹ as an operator, after `fit`."""
-        return self._solver()
+        return self._fitted().solver()
 
     @property
     def certificate(self) -> Certificate:
@@ -243,10 +194,7 @@ class Influence:
 
         Residuals are those of (C + λI) x = g for the exact curvature C, whatever the method.
         """
-        certificate: Certificate = self._solver().certificate
-        for note in self._trained().notes:
-            certificate.note(note)
-        return certificate
+        return self._fitted().certificate()
 
     def measure(self, test: Any, rows: int | None = None) -> Certificate:
         """How exact this method is for some test rows, on a certificate of its own.
@@ -259,15 +207,10 @@ class Influence:
             For how many of them the residual is measured, at one product with the exact curvature
             each; None for all.
         """
+        fitted = self._fitted()
         test_risk = self.risk(test, what="test data")
         self._check_unchanged(test_risk)
-        self._ready(test_risk)
-        inverse = self._prepared.inverse(self._damping)
-        if hasattr(inverse, "budget"):
-            inverse.budget = sys.maxsize if rows is None else rows
-        for _, gradients in gathered_gradients(test_risk):
-            _ = inverse @ gradients.T
-        return inverse.certificate
+        return fitted.measure(test_risk, rows)
 
     def refine(self, rtol: float | None = None, *, max_steps: int = 1000) -> Influence:
         """Exact scores from an approximate method: conjugate gradients with it as preconditioner.
@@ -286,8 +229,7 @@ class Influence:
         Influence
             Fitted, with all of C even where this one takes it in blocks.
         """
-        self._trained()
-        assert self._operator is not None
+        fitted = self._fitted()
         if isinstance(self._damping, Mapping):
             raise TypeError(
                 "refine() solves (C + λI) x = g for one λ; this influence has one for every block. "
@@ -296,14 +238,7 @@ class Influence:
         refined = copy.copy(self)
         refined.blocks = "full"
         refined.method = CG(preconditioner=self.method, rtol=rtol, max_steps=max_steps)
-        refined._prepared = CGFactors(
-            self._operator,
-            self._prepared,
-            described=f"{self.method!r}, as fitted",
-            rtol=rtol,
-            max_steps=max_steps,
-        )
-        refined._inverse = refined._prepared.inverse(self._damping)
+        refined._fit = fitted.refined(f"{self.method!r}, as fitted", rtol, max_steps)
         return refined
 
     def plan(self, train: Any = None, test: Any = None) -> Plan:
@@ -322,7 +257,7 @@ class Influence:
             Print it. ``proposal`` is the recipe that ``method="auto"`` takes.
         """
         if train is None:
-            risk = self._trained()
+            risk = self._fitted().risk
         else:
             with _telling("training data"):
                 risk = self._new_risk(train, None)
@@ -435,7 +370,7 @@ class Influence:
         1/m Σ_j I[j, i] = (1/m Σ_j g_test[j])ᵀ (C + λI)⁻¹ g_train[i].
         """
         train_risk, test_risk = self._pair(test, train, None, mode)
-        inverse = self._ready(test_risk)
+        inverse = self._fitted().ready(test_risk, self.certify)
         values = mean_influence(inverse, train_risk, test_risk, mode)
         provenance = {**self._provenance(mode, train_risk, test_risk), "reduced": "mean"}
         meaning = SIGN if mode == "up" else SIGN_PERTURBATION
@@ -448,10 +383,10 @@ class Influence:
 
         Large for rows that the model had to learn by heart: outliers and wrong labels.
         """
-        fitted = self._trained()
+        fitted = self._fitted().risk
         risk = fitted if train is None else self.risk(train, what="training data")
         self._check_unchanged(risk)
-        inverse = self._ready()
+        inverse = self._fitted().ready(None, self.certify)
         values = self_influence(inverse, risk).to("cpu", risk.dtype)
         provenance = {**self._provenance("self", risk, risk), "reduced": "self"}
         meaning = "large = the row's own loss rests on the row being in the training data"
@@ -460,24 +395,17 @@ class Influence:
     # --- inner parts
     # -------------------------------------------------------------------------------
 
-    def _trained(self) -> EmpiricalRisk:
-        if self._train is None:
+    def _fitted(self) -> Fitted:
+        if self._fit is None:
             raise RuntimeError("no curvature yet: call fit(train) first")
-        return self._train
-
-    def _solver(self) -> Any:
-        """The inverse, made now if it waited for test rows until now."""
-        self._trained()
-        if self._inverse is None:
-            self._inverse = self._prepared.inverse(self._damping)
-        return self._inverse
+        return self._fit
 
     def _pair(
         self, test: Any, train: Any, names: Sequence[Any] | None, mode: str
     ) -> tuple[EmpiricalRisk, EmpiricalRisk]:
         if mode not in ("up", "perturbation"):
             raise ValueError(f"expected mode 'up' or 'perturbation'; got {mode!r}")
-        fitted = self._trained()
+        fitted = self._fitted().risk
         self._check_unchanged(fitted)
         test_risk = self.risk(test, names=names, what="test data")
         train_risk = fitted if train is None else self.risk(train, what="training data")
@@ -485,18 +413,8 @@ class Influence:
             train_risk.feature_shape()
         return train_risk, test_risk
 
-    def _ready(self, test: EmpiricalRisk | None = None) -> LinearOperator:
-        """The inverse for one call: told of the test rows, and with right-hand sides to measure."""
-        inform = getattr(self._prepared, "inform", None)
-        if test is not None and inform is not None and inform(test.gradient()):
-            self._inverse = None
-        inverse = self._solver()
-        if hasattr(inverse, "budget"):
-            inverse.budget = sys.maxsize if self.certify is None else self.certify
-        return inverse
-
     def _check_unchanged(self, risk: EmpiricalRisk) -> None:
-        if risk.model.fingerprint() != self._fingerprint:
+        if risk.model.fingerprint() != self._fitted().fingerprint:
             raise RuntimeError(
                 "the model's parameters or buffers have changed since fit(): the curvature belongs "
                 "to the old ones. Call fit(train) again"
@@ -510,7 +428,7 @@ class Influence:
         mode: Mode,
         blocks: Sequence[Block] | None = None,
     ) -> None:
-        inverse = self._ready(test)
+        inverse = self._fitted().ready(test, self.certify)
         parts = None if blocks is None else [block.entries for block in blocks]
         with tqdm(
             total=train.n * test.n, desc="scores", unit="pair", delay=2, disable=None, leave=False
@@ -521,51 +439,27 @@ class Influence:
                 bar.update((rows.stop - rows.start) * (columns.stop - columns.start))
 
     def _provenance(self, mode: str, train: EmpiricalRisk, test: EmpiricalRisk) -> dict[str, Any]:
+        fitted = self._fitted()
         return {
             "method": self.method.name,
             "recipe": repr(self.method),
             "blocks": self.blocks if isinstance(self.blocks, str) else dict(self.blocks),
-            "curvature": getattr(self._operator, "name", type(self._operator).__name__),
+            "curvature": getattr(fitted.operator, "name", type(fitted.operator).__name__),
             "damping": self._damping,
             "mode": mode,
             "train_rows": train.n,
             "test_rows": test.n,
             "parameters": train.p,
-            "model": self._fingerprint,
+            "model": fitted.fingerprint,
             "certificate": self.certificate.to_dict(),
             "versions": {"upweight": __version__, "torch": torch.__version__},
         }
 
     def __repr__(self) -> str:
-        state = "not fitted" if self._train is None else f"fitted on {self._train.n} rows"
+        state = "not fitted" if self._fit is None else f"fitted on {self._fit.risk.n} rows"
         curvature = self.curvature if isinstance(self.curvature, str) else "own curvature"
         damping = f"{self._damping:g}" if isinstance(self._damping, float) else str(self._damping)
         return f"<Influence: {self.method!r} on {curvature}, damping {damping}, {state}>"
-
-
-def _choose(choice: str | Recipe) -> Recipe:
-    if isinstance(choice, str) and choice == "auto":
-        return Auto()
-    return choose_recipe(choice)
-
-
-def _check_certify(certify: int | None) -> int | None:
-    if certify is not None and (
-        isinstance(certify, bool) or not isinstance(certify, int) or certify < 0
-    ):
-        raise ValueError(
-            "expected certify to be how many right-hand sides are measured, at least 0, or None "
-            f"for all; got {certify!r}"
-        )
-    return certify
-
-
-def _choose_curvature(choice: CurvatureChoice) -> Callable[[EmpiricalRisk], LinearOperator]:
-    if callable(choice):
-        return choice
-    if choice not in CURVATURES:
-        raise ValueError(f"expected curvature to be one of {sorted(CURVATURES)}; got {choice!r}")
-    return CURVATURES[choice]
 
 
 @contextmanager

@@ -1,0 +1,135 @@
+"""A curvature of training rows with its damped inverse, as `Influence` keeps it after `fit`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from upweight.blocks import BlockChoice, parameter_blocks
+from upweight.influence import gathered_gradients
+from upweight.inverse import BlockFactors, Certificate, CGFactors
+from upweight.operator import LinearOperator
+from upweight.recipes import Recipe
+from upweight.risk import EmpiricalRisk
+
+__all__ = ["Damping", "Fitted"]
+
+Damping = float | Mapping[str, float]
+
+
+@dataclass
+class Fitted:
+    """What `Influence.fit` found.
+
+    Attributes
+    ----------
+    risk
+        The mean loss over the training rows.
+    fingerprint
+        Of the model's parameters and buffers.
+    operator
+        C, all of it.
+    prepared
+        What the method has computed of it for any damping.
+    inverse
+        (C + λI)⁻¹; None while it waits for test rows.
+    """
+
+    risk: EmpiricalRisk
+    fingerprint: str
+    operator: LinearOperator
+    prepared: Any
+    damping: Damping
+    inverse: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        risk: EmpiricalRisk,
+        operator: LinearOperator,
+        method: Recipe,
+        blocks: str | BlockChoice,
+        damping: Damping,
+    ) -> Fitted:
+        """Do everything that needs no test row."""
+        fingerprint = risk.model.fingerprint()
+        prepared = _prepare(method, operator, risk, blocks, damping)
+        fitted = cls(risk, fingerprint, operator, prepared, damping)
+        if not getattr(prepared, "waits", False):
+            fitted.solver()
+        return fitted
+
+    def solver(self) -> Any:
+        """The inverse, made now if it has waited until now."""
+        if self.inverse is None:
+            self.inverse = self.prepared.inverse(self.damping)
+        return self.inverse
+
+    def set_damping(self, damping: Damping) -> None:
+        """Another λ, from what is prepared."""
+        inverse = None if self.inverse is None else self.prepared.inverse(damping)
+        self.damping, self.inverse = damping, inverse
+
+    def ready(self, test: EmpiricalRisk | None, budget: int | None) -> LinearOperator:
+        """The inverse for one call: told of the test rows, and with right-hand sides to measure."""
+        inform = getattr(self.prepared, "inform", None)
+        if test is not None and inform is not None and inform(test.gradient()):
+            self.inverse = None
+        inverse = self.solver()
+        if hasattr(inverse, "budget"):
+            inverse.budget = sys.maxsize if budget is None else budget
+        return inverse
+
+    def measure(self, test: EmpiricalRisk, budget: int | None) -> Certificate:
+        """A certificate of the gradients of these rows alone."""
+        kept, self.inverse = self.inverse, None
+        try:
+            inverse = self.ready(test, budget)
+            for _, gradients in gathered_gradients(test):
+                _ = inverse @ gradients.T
+            return self.certificate()
+        finally:
+            if kept is not None:
+                self.inverse = kept
+
+    def certificate(self) -> Certificate:
+        """That of the inverse, with the slower ways that derivatives had to take."""
+        certificate: Certificate = self.solver().certificate
+        for note in self.risk.notes:
+            certificate.note(note)
+        return certificate
+
+    def refined(self, described: str, rtol: float | None, max_steps: int) -> Fitted:
+        """Conjugate gradients on all of C, with what is prepared as preconditioner."""
+        prepared = CGFactors(
+            self.operator, self.prepared, described=described, rtol=rtol, max_steps=max_steps
+        )
+        return replace(self, prepared=prepared, inverse=prepared.inverse(cast(float, self.damping)))
+
+
+def _prepare(
+    method: Recipe,
+    operator: LinearOperator,
+    risk: EmpiricalRisk,
+    choice: str | BlockChoice,
+    damping: Damping,
+) -> Any:
+    if choice == "full":
+        return method.prepare(operator)
+    blocks = parameter_blocks(risk.model, cast("BlockChoice", choice))
+    if isinstance(damping, Mapping) and set(damping) != set(blocks):
+        raise ValueError(
+            f"expected one damping for each of the blocks {list(blocks)}; got {list(damping)}"
+        )
+    on_parameters: Any = getattr(operator, "on_parameters", None)
+    if on_parameters is None:
+        raise TypeError(
+            f"blocks= needs a curvature that can be cut into them; got {operator!r}. Use "
+            "curvature='ggn', 'hessian' or 'fisher'"
+        )
+    prepared = {
+        name: method.prepare(on_parameters(block.parameters)) for name, block in blocks.items()
+    }
+    return BlockFactors(operator, prepared, [block.entries for block in blocks.values()])

@@ -142,6 +142,46 @@ def conv3d() -> Case:
     return classes(model, (1, 3, 3, 3), 2)
 
 
+def conv1d_strided() -> Case:
+    """Stride, dilation and two kinds of padding; no bias."""
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 3, stride=2, dilation=2, padding=3, bias=False),
+        nn.Tanh(),
+        nn.Conv1d(3, 2, 2, padding="same", padding_mode="circular"),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    return classes(model, (2, 6), 2)
+
+
+def conv2d_uneven() -> Case:
+    """Every setting differs between the two axes, and the groups have biases."""
+    first = nn.Conv2d(
+        4, 2, (2, 3), stride=(1, 2), padding=(1, 2), dilation=(2, 1), groups=2,
+        padding_mode="reflect",
+    )  # fmt: skip
+    return classes(nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(32, 2)), (4, 4, 5), 2)
+
+
+class Sequence(nn.Module):
+    """Linear layers on sequences (b, t, d), and on all positions of all rows as (b·t, d)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+        self.flat = nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(x))
+        h = torch.tanh(self.flat(h.flatten(0, 1)))
+        return self.head(h).view(*x.shape[:2], 2).mean(1)
+
+
+def sequence() -> Case:
+    return classes(Sequence(), (5, 3), 2)
+
+
 def layer_norm() -> Case:
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))
     return classes(model, (4,), 3)
@@ -296,6 +336,9 @@ CASES: dict[str, Callable[[], Case]] = {
         conv1d,
         conv2d,
         conv3d,
+        conv1d_strided,
+        conv2d_uneven,
+        sequence,
         layer_norm,
         batch_norm_and_dropout,
         frozen_layer,

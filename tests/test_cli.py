@@ -18,10 +18,14 @@ def run(*arguments: str) -> None:
     cli.main(list(arguments))
 
 
+# Other methods are compared in test_demo_comparison.py; their seconds differ between runs.
+COMMAND = ("demo", "wine", "--seed", "2", "--epochs", "120", "--no-compare")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "wine"
-    run("demo", "wine", "--out", str(out), "--seed", "2", "--epochs", "120", "--quiet")
+    run(*COMMAND, "--out", str(out), "--quiet")
     return out
 
 
@@ -41,6 +45,7 @@ def test_run_folder_is_complete(finished: Path) -> None:
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["settings"]["seed"] == 2
     assert config["settings"]["epochs"] == 120
+    assert config["settings"]["compare"] is False
 
 
 def test_tables_and_scores_agree(finished: Path) -> None:
@@ -61,13 +66,14 @@ def test_report_holds_the_numbers(finished: Path) -> None:
     mean = rows.loc[rows["flipped"], "mean_influence"].mean()
     assert f"{mean:+.3f}" in page or f"{mean:+.3f}".replace("-", "−") in page
     assert page.count("<svg") == 4
+    assert "methods for large models" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
 
 
 def test_same_seed_same_bytes(finished: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    run("demo", "wine", "--out", str(again), "--seed", "2", "--epochs", "120", "--quiet")
+    run(*COMMAND, "--out", str(again), "--quiet")
     for name in ("report.html", "config.yaml"):
         assert (again / name).read_bytes() == (finished / name).read_bytes()
     pd.testing.assert_frame_equal(
@@ -78,11 +84,12 @@ def test_same_seed_same_bytes(finished: Path, tmp_path: Path) -> None:
 def test_a_run_is_replaced_and_nothing_else(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("demo", "wine", "--out", str(finished), "--seed", "2", "--epochs", "120", "--top", "3")
+    run(*COMMAND, "--out", str(finished), "--top", "3")
     printed = capsys.readouterr().out
     assert "mean influence of corrupted bottles: -" in printed
     assert "the 3 lowest rows" in printed
     assert "positive = the row helps" in printed
+    assert "Pearson" not in printed
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(SystemExit) as caught:
         run("demo", "wine", "--out", str(tmp_path), "--epochs", "1")

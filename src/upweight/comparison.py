@@ -204,10 +204,11 @@ def agreement(reference: Tensor, other: Tensor, top: int = 20) -> dict[str, floa
     wanted, got = reference.double().numpy(), other.double().numpy()
     difference = np.abs(got - wanted)
     size = np.abs(wanted)
+    error = difference[size > 0] / size[size > 0]
     strongest = np.argsort(-size, kind="stable")[:top]
     norm = float(np.linalg.norm(wanted))
     return {
-        "error_percent": 100 * float(np.nanmean(difference / np.where(size > 0, size, np.nan))),
+        "error_percent": 100 * float(error.mean()) if error.size else float("nan"),
         "relative_norm": float(np.linalg.norm(difference)) / norm if norm else float("nan"),
         "pearson": _pearson(wanted, got),
         "spearman": _pearson(rankdata(wanted), rankdata(got)),

@@ -36,12 +36,13 @@ def wine(
     damping: float = 0.1,
     curvature: Literal["hessian", "ggn", "fisher"] = "hessian",
     top: Annotated[int, Parameter(help="Rows in the table of suspects.")] = 10,
+    compare: bool = True,
     quiet: bool = False,
 ) -> None:
     """Flip labels of wine bottles, train a network, find the flipped ones by influence.
 
-    Writes a run folder with report.html, rows.parquet, findings.parquet, the scores and the
-    settings.
+    Writes a run folder with report.html, rows.parquet, findings.parquet, the scores, the
+    settings, and methods.parquet with other methods on the same rows.
 
     Parameters
     ----------
@@ -57,6 +58,8 @@ def wine(
         λ in (C + λI)⁻¹.
     curvature
         C: the Hessian, the generalised Gauss-Newton or the Fisher matrix of the training loss.
+    compare
+        Also score the rows by methods for large models, and show how far they are from exact ones.
     quiet
         Print only the path of the report.
     """
@@ -70,7 +73,12 @@ def wine(
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise NotADirectoryError(f"{folder} is no folder to write to: choose another --out")
     settings = walk.WineSettings(
-        seed=seed, flipped=flipped, epochs=epochs, damping=damping, curvature=curvature
+        seed=seed,
+        flipped=flipped,
+        epochs=epochs,
+        damping=damping,
+        curvature=curvature,
+        compare=compare,
     )
     result = walk.run_wine(settings, progress=not quiet)
     path = walk.write_run(result, out, top=max(top, 20))
@@ -90,6 +98,11 @@ def _print_wine(result: Any, top: int) -> None:
     shown = suspects[["row", "mean_influence", "given", "predicted", "flipped"]].copy()
     shown["flipped"] = shown["flipped"].map({True: "yes", False: "no"})
     print(shown.to_string(index=False, formatters={"mean_influence": "{:+.4f}".format}))
+    if result.comparison is not None:
+        from upweight.audit.comparison_report import terminal_table
+
+        print("\nmean influence by other methods, against the direct one:")
+        print(terminal_table(result.comparison))
     print(
         "\npositive = the row helps (up-weighting it lowers the test loss), negative = it harms\n"
     )

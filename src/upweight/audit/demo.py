@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
 from upweight.audit import demo_report, report
+from upweight.comparison import Comparison, compare
 from upweight.datasets import Split, flip_labels, load_wine
 from upweight.inverse import Certificate
 from upweight.methods import Influence
@@ -43,6 +44,8 @@ class WineSettings:
         Of Adam with a cosine schedule on a 13-16-16-3 tanh network.
     damping, curvature
         λ and C of the influence.
+    compare
+        Whether methods for large models score the same rows, to be compared.
     """
 
     seed: int = 2
@@ -53,6 +56,7 @@ class WineSettings:
     batch_size: int = 32
     damping: float = 0.1
     curvature: Literal["hessian", "ggn", "fisher"] = "hessian"
+    compare: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ class WineResult:
         The scaled features, (n, 13), in the order of `rows`.
     feature_influence
         Mean over training and test rows of the influence of a feature, (13,).
+    comparison
+        Other methods on the same rows, with the direct one as the reference; None where it was not
+        asked for.
     """
 
     settings: WineSettings
@@ -82,6 +89,7 @@ class WineResult:
     features: pd.DataFrame
     feature_influence: pd.Series
     certificate: Certificate
+    comparison: Comparison | None
 
     @property
     def corrupted_mean(self) -> float:
@@ -139,6 +147,18 @@ def run_wine(settings: WineSettings, *, progress: bool = True) -> WineResult:
     scores = influence.scores(wine.test)
     mean = scores.mean()
     by_feature = influence.mean_scores(wine.test, mode="perturbation").values.mean(0)
+    comparison = None
+    if settings.compare:
+        comparison = compare(
+            model,
+            F.cross_entropy,
+            (x, y),
+            wine.test,
+            damping=settings.damping,
+            curvature=settings.curvature,
+            reference="direct",
+            progress=progress,
+        )
     with torch.no_grad():
         predicted = model(x).argmax(1).numpy()
         test_predicted = model(wine.test[0]).argmax(1).numpy()
@@ -169,6 +189,7 @@ def run_wine(settings: WineSettings, *, progress: bool = True) -> WineResult:
         features=pd.DataFrame(x.numpy(), columns=pd.Index(wine.feature_names)),
         feature_influence=pd.Series(by_feature.numpy(), index=list(wine.feature_names)),
         certificate=influence.certificate,
+        comparison=comparison,
     )
 
 
@@ -200,6 +221,9 @@ def write_run(result: WineResult, path: str | os.PathLike[str], *, top: int = 20
             folder / "feature_influence.parquet"
         )
         result.scores.save(folder / "scores")
+        if result.comparison is not None:
+            result.comparison.table.to_parquet(folder / "methods.parquet")
+            result.comparison.mean.to_parquet(folder / "method_scores.parquet")
         weights = serialize(dict(result.model.state_dict()))
         (folder / "model.safetensors").write_bytes(weights)
         text = json.dumps(result.certificate.to_dict(), indent=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from upweight.audit import plots
+from upweight.audit import comparison_report, plots
 from upweight.audit.report import (
     Block,
     Fact,
@@ -36,6 +36,7 @@ def build(result: WineResult, top: int) -> Report:
             Section("The rows to look at first", _suspects(result, top)),
             Section("Which way the measurements push", _features(result)),
             Section("How exact these numbers are", _certificate(result)),
+            *_comparison(result),
         ],
         footer=(
             f"Settings: seed {settings.seed}, {settings.epochs} epochs of Adam (learning rate "
@@ -195,3 +196,15 @@ def _certificate(result: WineResult) -> list[Block]:
         ),
         Table(pd.DataFrame(lines, columns=["", "value"]), "Certificate of the solves."),
     ]
+
+
+def _comparison(result: WineResult) -> list[Section]:
+    if result.comparison is None:
+        return []
+    blocks = comparison_report.blocks(
+        result.comparison,
+        result.rows["flipped"].to_numpy(),
+        rows="bottles",
+        marked_label="flipped label",
+    )
+    return [Section("Do methods for large models agree?", blocks)]

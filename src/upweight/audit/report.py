@@ -34,6 +34,7 @@ __all__ = [
     "Fact",
     "Facts",
     "Figure",
+    "Format",
     "Paragraph",
     "Report",
     "Section",

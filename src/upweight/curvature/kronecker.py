@@ -32,14 +32,14 @@ import torch
 from torch import Tensor
 
 from upweight.curvature import form as forms
-from upweight.curvature.blocks import Block, Blocks, Entries, Kind, Rotated
 from upweight.curvature.capture import Capture, DeclinedCallError, find_capture
 from upweight.curvature.exact import GGN, Fisher
 from upweight.curvature.moments import Corrections, Factors
+from upweight.curvature.rotated import Block, Kind, Rotated
 from upweight.inverse.certificate import check_damping
 from upweight.layers import groups
 from upweight.losses import Categorical, OutputDistribution, output_distribution
-from upweight.operator import LinearOperator, wide
+from upweight.operator import BlockDiagonal, LinearOperator, wide
 from upweight.risk import CHUNK_BYTES, EmpiricalRisk
 
 __all__ = ["KroneckerCurvature"]
@@ -128,6 +128,8 @@ class KroneckerCurvature(LinearOperator):
         self._rooted = _Rooted(fisher, samples, seed, distribution)
         self._form = self._rooted.form(risk)
         capture, reasons = find_capture(risk)
+        if other == "refuse":
+            self._others(reasons, other)  # before any pass over the rows
         found: list[Block] | None = None
         while found is None:
             try:
@@ -135,8 +137,11 @@ class KroneckerCurvature(LinearOperator):
             except DeclinedCallError as declined:  # not on the probed rows, but on these
                 capture, more = capture.without(capture.using(declined))
                 reasons |= more
-        self._whole = Blocks(found + self._others(reasons, other))
-        self.blocks = self._whole.blocks
+        self.blocks = (*found, *self._others(reasons, other))
+        self._whole = self._diagonal_of([block.operator for block in self.blocks])
+
+    def _diagonal_of(self, operators: Sequence[Rotated]) -> BlockDiagonal:
+        return BlockDiagonal(operators, [block.entries for block in self.blocks])
 
     # --- as an operator --------------------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class KroneckerCurvature(LinearOperator):
         if relative not in (None, "global", "layer"):
             raise ValueError(f"expected relative=None, 'global' or 'layer'; got {relative!r}")
         traces = [float(block.operator.values.double().sum()) for block in self.blocks]
-        inverted: list[Block] = []
+        inverted: list[Rotated] = []
         for block, trace in zip(self.blocks, traces, strict=True):
             own = {None: 1.0, "global": sum(traces) / self.size, "layer": trace / block.parameters}
             values = block.operator.values + damping * own[relative]
@@ -198,9 +203,8 @@ class KroneckerCurvature(LinearOperator):
                     f"singular to working precision: its eigenvalues lie between {lowest:.3g} and "
                     f"{highest:.3g}. Use a larger damping"
                 )
-            operator = block.operator.with_values(values.reciprocal())
-            inverted.append(Block(block.name, block.kind, block.entries, operator))
-        return Blocks(inverted)
+            inverted.append(block.operator.with_values(values.reciprocal()))
+        return self._diagonal_of(inverted)
 
     # --- blocks with Kronecker factors -----------------------------------------------------------
 
@@ -234,9 +238,7 @@ class KroneckerCurvature(LinearOperator):
         for site, (u_g, u_a), values in zip(capture.sites, vectors, spectra, strict=True):
             _check_finite(site.name, values)
             operator = Rotated(u_g, u_a, values.to(self.dtype))
-            blocks.append(
-                Block(site.name, "kronecker", _entries(site.entries, self.device), operator)
-            )
+            blocks.append(Block(site.name, "kronecker", site.entries, operator))
         return blocks
 
     # --- all other blocks ------------------------------------------------------------------------
@@ -272,7 +274,7 @@ class KroneckerCurvature(LinearOperator):
         """Blocks of C = RᵀR itself, or its diagonal, from the rows R of these parameters alone."""
         kind = wide(self.dtype, self.device)
         risk = self.risk.restricted([name for one in rest for name in one.names])
-        places = [_entries(_places(risk, one.names), self.device) for one in rest]
+        places = [_places(risk, one.names).to(self.device) for one in rest]
         sums: list[Tensor] = []
         for one in rest:
             shape = (one.size, one.size) if one.kind == "dense" else (one.size,)
@@ -292,7 +294,7 @@ class KroneckerCurvature(LinearOperator):
                 values, vectors = torch.linalg.eigh(total)
                 vectors = vectors[None].to(self.dtype)  # (1, o, o)
             values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
-            entries = _entries(_places(self.risk, one.names), self.device)
+            entries = _places(self.risk, one.names)
             blocks.append(Block(one.name, one.kind, entries, Rotated(vectors, None, values)))
         return blocks
 
@@ -381,13 +383,6 @@ def _places(risk: EmpiricalRisk, names: Sequence[str]) -> Tensor:
             parts.append(torch.arange(start, start + size))
         start += size
     return torch.cat(parts)
-
-
-def _entries(index: Tensor, device: torch.device) -> Entries:
-    """A slice where the entries are in order, which is faster."""
-    start = int(index[0])
-    ordered = torch.equal(index, torch.arange(start, start + len(index)))
-    return slice(start, start + len(index)) if ordered else index.to(device)
 
 
 def _check_finite(name: str, *factors: Tensor) -> None:

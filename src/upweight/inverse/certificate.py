@@ -185,9 +185,9 @@ def warn_of_indefinite(
         certificate.note("A + λI is indefinite")
         warnings.warn(
             f"A + {damping:g}·I is indefinite: {negative} of its {len(shifted)} eigenvalues are "
-            f"negative, the lowest {lowest:.3g}. Scores are exact for this "
-            "matrix but need not predict retraining; the GGN is never negative, nor is the "
-            f"Hessian with a damping above {damping - lowest:.3g}",
+            f"negative, the lowest {lowest:.3g}. Its inverse is that of a saddle, and scores need "
+            "not predict retraining; the GGN is never negative, nor is the Hessian with a damping "
+            f"above {damping - lowest:.3g}",
             IndefiniteCurvatureWarning,
             stacklevel=stacklevel + 1,
         )

@@ -47,6 +47,8 @@ def nystroem(operator: LinearOperator, test: Tensor, power: int) -> Eigenpairs:
     values = torch.linalg.eigvalsh(core)
     # what round-off in the products may leave of a zero eigenvalue
     size = float(sketch.norm())
+    if size == 0.0:
+        return Eigenpairs(torch.zeros_like(values), basis, {"form": "A is zero"})
     noise = 10 * len(values) ** 0.5 * torch.finfo(operator.dtype).eps * size
     if float(values[0]) < -noise:
         return _rayleigh_ritz(operator, sketch)

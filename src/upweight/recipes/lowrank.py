@@ -18,8 +18,8 @@ class Arnoldi:
 
         (C + λI)⁻¹ ≈ V diag(1/(s + λ)) Vᵀ + (1/λ)(I − VVᵀ)
 
-    *Needs* p numbers for each eigenpair. *Costs* rank + 5 products with C, one after the other, and
-    no more for any number of test rows or dampings. *Use it* for many test rows; with
+    *Needs* p numbers for each eigenpair. *Costs* 1.5 · rank products with C, one after the other,
+    and no more for any number of test rows or dampings. *Use it* for many test rows; with
     ``start="test"`` the mean influence over the test rows is exact long before the spectrum is.
 
     Parameters
@@ -27,7 +27,7 @@ class Arnoldi:
     rank
         Eigenpairs of largest |eigenvalue| to keep.
     steps
-        Products to spend on them; default rank + 5, and rank with ``start="test"``.
+        Products to spend on them; default 1.5 · rank, and rank with ``start="test"``.
     start
         ``"random"``, or ``"test"``: the mean gradient of the test rows, whose scores then depend on
         what else is scored with them.
@@ -64,8 +64,8 @@ class Arnoldi:
         if self.steps is not None:
             return self.steps
         # With a start of its own every Ritz pair counts. Otherwise the smallest ones that the last
-        # steps give are far from eigenpairs.
-        return self.rank if self.start == "test" else self.rank + 5
+        # steps give are far from eigenpairs: half as many steps again bring those kept near.
+        return self.rank if self.start == "test" else self.rank + max(5, self.rank // 2)
 
     def cost(self, work: Workload) -> Cost:
         """One product for each step."""

@@ -1,11 +1,10 @@
-"""Block-diagonal matrices whose blocks are known by eigenvalues and eigenvectors.
+"""Matrices that are known by eigenvalues and eigenvectors, and the blocks of θ they are of.
 
 Letters: q groups, each with o·i parameters; p parameters, k columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from upweight.operator import LinearOperator, wide
 
-__all__ = ["Block", "Blocks", "Rotated"]
+__all__ = ["Block", "Rotated"]
 
 Kind = Literal["kronecker", "dense", "diagonal"]
-Entries = Tensor | slice
 
 
 class Rotated(LinearOperator):
@@ -77,46 +75,17 @@ class Block:
         ``"kronecker"`` (a grouped convolution has a G ⊗ A for every group), ``"dense"`` or
         ``"diagonal"``.
     entries
-        Where they are in θ, in the order of `operator`.
+        Where they are in θ, (size,), in the order of `operator`.
     operator
         C_h. Its `values` are the eigenvalues.
     """
 
     name: str
     kind: Kind
-    entries: Entries
+    entries: Tensor
     operator: Rotated
 
     @property
     def parameters(self) -> int:
         """How many parameters the block has."""
         return self.operator.size
-
-
-class Blocks(LinearOperator):
-    """A block-diagonal matrix whose blocks hold any entries of θ."""
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        one = blocks[0].operator
-        super().__init__(sum(block.parameters for block in blocks), one.dtype, one.device)
-        self.blocks = tuple(blocks)
-
-    def _apply(self, columns: Tensor) -> Tensor:
-        out = torch.empty_like(columns)
-        for block in self.blocks:
-            out[block.entries] = block.operator @ columns[block.entries]
-        return out
-
-    def _dense(self, block: int = 1024) -> Tensor:
-        out = torch.zeros(self.shape, dtype=wide(self.dtype, self.device), device=self.device)
-        every = torch.arange(self.size, device=self.device)
-        for own in self.blocks:
-            at = every[own.entries]
-            out[at[:, None], at] = own.operator.dense()
-        return out
-
-    def _diagonal(self, block: int = 1024) -> Tensor:
-        out = torch.empty(self.size, dtype=self.dtype, device=self.device)
-        for own in self.blocks:
-            out[own.entries] = own.operator.diagonal()
-        return out

@@ -1,0 +1,160 @@
+"""Plans: sizes, proposals, and estimates that follow the sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import upweight as uw
+from cases import make
+from upweight.costs import Workload
+from upweight.planning import propose
+from upweight.recipes import METHODS
+
+
+def rows(n: int, d: int = 4, c: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=generator)
+    return x, torch.randint(c, (n,), generator=generator)
+
+
+def test_every_method_has_a_line() -> None:
+    found = uw.plan(uw.MLP([4, 8, 3], seed=0), F.cross_entropy, rows(60), rows(20), damping=0.1)
+    assert set(found.table["method"]) == {
+        "direct",
+        "cg",
+        "cg+ekfac",
+        "lissa",
+        "arnoldi",
+        "nystroem",
+        "kfac",
+        "ekfac",
+    }
+    numbers = found.table[["memory_mib", "products", "seconds"]]
+    assert bool((numbers >= 0).all(axis=None))
+    assert bool((found.table[["memory_mib", "seconds"]] > 0).all(axis=None))
+    assert (found.work.n, found.work.m, found.work.p) == (60, 20, 67)
+    assert found.proposal == uw.Direct()
+    assert "proposed: Direct()" in str(found)
+    assert "67" in str(found)
+    assert "Direct" in found._repr_html_() or "direct" in found._repr_html_()
+
+
+def test_the_users_own_recipe_comes_first() -> None:
+    found = uw.plan(
+        uw.MLP([4, 8, 3], seed=0),
+        F.cross_entropy,
+        rows(60),
+        test=7,
+        damping=0.1,
+        method=uw.CG(uw.Nystroem(rank=9)),
+    )
+    assert found.table["method"][0] == "cg+nystroem"
+    assert found.work.m == 7
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_costs_grow_with_the_work(name: str) -> None:
+    def work(**changed: Any) -> Workload:
+        sizes: dict[str, Any] = {
+            "n": 1000,
+            "p": 5000,
+            "m": 100,
+            "roots": 10,
+            "layers": ((64, 64), (10, 64)),
+            "dense": True,
+            "gram": False,
+            "condition": 100.0,
+            "pilot_steps": 20,
+        }
+        return Workload(**(sizes | changed))
+
+    recipe = METHODS[name]()
+    usual = recipe.cost(work())
+    more = recipe.cost(work(p=10_000, layers=((128, 64), (10, 128))))
+    assert more.memory > usual.memory
+    assert more.flops > usual.flops
+    assert recipe.cost(work(m=200)).flops > usual.flops
+    assert recipe.cost(work(m=200)).memory > usual.memory
+
+
+def test_products_are_those_that_are_spent() -> None:
+    """Where a plan can know them."""
+    case = make("mlp")
+    for recipe in (
+        uw.Nystroem(rank=4, power=1),
+        uw.Arnoldi(rank=5),
+        uw.Arnoldi(start="test", rank=3),
+    ):
+        influence = uw.Influence(case.model, case.loss, recipe, damping=0.1, certify=0)
+        planned = influence.plan(case.train, case.test).table
+        influence.fit(case.train).scores(case.test)
+        assert planned["products"][0] == influence.certificate.products
+
+
+def test_steps_of_conjugate_gradients_come_from_a_pilot() -> None:
+    case = make("mlp")
+    influence = uw.Influence(case.model.float(), case.loss, "cg", damping=0.01)
+    found = influence.plan(case.train, case.test)
+    influence.fit(case.train).scores(case.test)
+    steps = influence.certificate.steps
+    assert steps is not None
+    assert found.work.pilot_steps == pytest.approx(steps, abs=0.4 * steps + 2)
+
+
+def test_a_plan_costs_no_products_of_the_fitted_curvature() -> None:
+    case = make("mlp")
+    influence = uw.Influence(case.model, case.loss, uw.Nystroem(rank=4), damping=0.1)
+    influence.fit(case.train)
+    spent = influence.certificate.products
+    influence.plan()
+    assert influence.certificate.products == spent
+
+
+def test_an_indefinite_curvature_is_told_of() -> None:
+    case = make("mlp")
+    influence = uw.Influence(case.model, case.loss, damping=1e-3, curvature="hessian")
+    assert "indefinite" in str(influence.plan(case.train))
+
+
+def test_proposals() -> None:
+    free = 16 * 2**30
+    assert propose(547, 547, free)[0] == uw.Direct()
+    # many parameters, few rows: the smaller side is small
+    assert propose(50_000, 300, free)[0] == uw.Direct()
+    assert propose(50_000, 50_000, free)[0] == uw.CG(preconditioner=uw.EKFAC())
+    assert propose(9_000, 9_000, 2**20)[0] == uw.CG(preconditioner=uw.EKFAC())
+    assert propose(10**9, 10**9, free)[0] == uw.EKFAC()
+
+
+def test_auto_takes_the_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make("mlp")
+    direct = uw.Influence(case.model, case.loss, "auto", damping=0.1).fit(case.train)
+    assert direct.certificate.method == "direct"
+    monkeypatch.setattr("upweight.planning.DIRECT_PARAMETERS", 10)
+    iterated = uw.Influence(case.model, case.loss, "auto", damping=0.1).fit(case.train)
+    assert iterated.certificate.method == "cg"
+    assert "EKFAC" in iterated.certificate.facts["preconditioner"]
+    difference = iterated.scores(case.test).values - direct.scores(case.test).values
+    assert float(difference.abs().max()) < 1e-5
+
+
+def test_a_curvature_without_rows_has_no_plan() -> None:
+    class Other(uw.LinearOperator):
+        def _apply(self, columns: torch.Tensor) -> torch.Tensor:
+            return columns
+
+    influence = uw.Influence(
+        nn.Linear(4, 3),
+        F.cross_entropy,
+        damping=0.1,
+        curvature=lambda risk: Other(risk.p, risk.dtype, risk.device),
+    )
+    with pytest.raises(TypeError, match="curvature of a model and rows"):
+        influence.plan(rows(10))
+    with pytest.raises(RuntimeError, match="fit"):
+        influence.plan()

@@ -443,3 +443,16 @@ def test_provenance_tells_the_recipe() -> None:
     assert "rank=3" in scores.provenance["recipe"]
     assert scores.provenance["blocks"] == "full"
     assert scores.provenance["certificate"]["converged"] is True
+
+
+def test_warnings_point_to_the_users_line() -> None:
+    case = make("mlp")
+    with pytest.warns(uw.IndefiniteCurvatureWarning) as caught:
+        influence = fit(case, "direct", "hessian")
+    assert {w.filename for w in caught} == {__file__}
+    with pytest.warns(uw.IndefiniteCurvatureWarning) as caught:
+        influence.damping = 0.06
+    assert {w.filename for w in caught} == {__file__}
+    with pytest.warns(uw.ResidualWarning) as caught:
+        fit(case, uw.CG(max_steps=2)).scores(case.test)
+    assert {w.filename for w in caught} == {__file__}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -173,9 +174,7 @@ def relative_residuals(residual: Tensor, right: Tensor) -> Tensor:
     return torch.where(rest == 0, torch.zeros_like(rest), rest / size)
 
 
-def warn_of_indefinite(
-    certificate: Certificate, shifted: Tensor, damping: float, stacklevel: int
-) -> None:
+def warn_of_indefinite(certificate: Certificate, shifted: Tensor, damping: float) -> None:
     """Tell of negative ones among the eigenvalues A + λI that were found."""
     negative = int((shifted < 0).sum())
     certificate.facts["negative eigenvalues"] = negative
@@ -189,16 +188,25 @@ def warn_of_indefinite(
             "not predict retraining; the GGN is never negative, nor is the Hessian with a damping "
             f"above {damping - lowest:.3g}",
             IndefiniteCurvatureWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_users_frame(),
         )
 
 
-def warn_of_residuals(residuals: Tensor, limit: float, why: str, stacklevel: int) -> None:
+def warn_of_residuals(residuals: Tensor, limit: float, why: str) -> None:
     """Tell of right-hand sides whose residual is above a limit, and why it may be."""
     worst = float(residuals.max()) if residuals.numel() else 0.0
     if not worst <= limit:
         warnings.warn(
             f"solved only to a relative residual of {worst:.1e}: {why}",
             ResidualWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_users_frame(),
         )
+
+
+def _users_frame() -> int:
+    """The stack level of the call that came from outside the package, for `warnings.warn`."""
+    # Python 3.12 has skip_file_prefixes for this.
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("upweight."):
+        level, frame = level + 1, frame.f_back
+    return level

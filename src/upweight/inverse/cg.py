@@ -35,6 +35,8 @@ __all__ = ["CGFactors", "CGInverse", "Solved", "conjugate_gradients"]
 
 # What a verified residual may exceed the tolerance by, before the column goes on.
 SLACK = 1.5
+# A residual that round-off stopped so many times above the tolerance is worth a warning.
+ROUND_OFF = 100
 
 
 @dataclass(frozen=True)
@@ -231,20 +233,28 @@ class CGInverse(LinearOperator):
         certificate.add(solved.residuals)
         certificate.products = products_spent(factors.operator)
         certificate.steps = max(certificate.steps or 0, int(solved.steps.max()))
-        unsolved = solved.residuals > SLACK * rtol
-        certificate.converged = bool(certificate.converged) and not bool(unsolved.any())
         certificate.facts["tolerance"] = f"{rtol:.0e}"
-        if bool((unsolved & solved.limited).any()):
-            certificate.note(f"round-off in {str(factors.operator.dtype)[6:]} limits the residual")
-        why = (
-            f"round-off in {str(factors.operator.dtype)[6:]} allows no less. Use a model in float64"
-            if bool(solved.limited[unsolved].all())
-            else f"{factors.max_steps} steps were not enough. Choose a preconditioner, a larger "
-            "damping or more steps"
-        )
-        limit = SLACK * rtol if not bool(solved.limited[unsolved].all()) else 100 * rtol
-        warn_of_residuals(solved.residuals, limit, why, stacklevel=3)
+        self._tell(solved, rtol)
         return solved.solution
+
+    def _tell(self, solved: Solved, rtol: float) -> None:
+        """Note and warn of right-hand sides above the tolerance."""
+        unsolved = solved.residuals > SLACK * rtol
+        if not bool(unsolved.any()):
+            return
+        self.certificate.converged = False
+        kind = str(self._factors.operator.dtype)[6:]
+        if bool(solved.limited[unsolved].all()):
+            self.certificate.note(f"round-off in {kind} limits the residual")
+            why = f"round-off in {kind} allows no less. Use a model in float64"
+            # where it is not far above, the note is enough
+            warn_of_residuals(solved.residuals, ROUND_OFF * rtol, why)
+        else:
+            why = (
+                f"{self._factors.max_steps} steps were not enough. Choose a preconditioner, a "
+                "larger damping or more steps"
+            )
+            warn_of_residuals(solved.residuals, rtol, why)
 
 
 class CGFactors:

@@ -66,7 +66,7 @@ class DirectInverse(LinearOperator):
         residuals = relative_residuals(residual, columns)
         self.certificate.add(residuals)
         why = "the matrix is close to singular. Choose a larger damping"
-        warn_of_residuals(residuals, RESIDUAL_LIMIT, why, stacklevel=3)
+        warn_of_residuals(residuals, RESIDUAL_LIMIT, why)
         return solution
 
 
@@ -202,7 +202,7 @@ class DirectFactors:
                 f"against {largest:.1e} at the top. Choose a larger damping"
             )
         certificate.facts["factorisation"] = "eigenvalues"
-        warn_of_indefinite(certificate, shifted, damping, stacklevel=5)
+        warn_of_indefinite(certificate, shifted, damping)
         return lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None])
 
 

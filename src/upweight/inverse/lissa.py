@@ -169,7 +169,7 @@ class LissaInverse(LinearOperator):
             f"{steps} steps were not enough. Choose a larger damping, more steps, or "
             "conjugate gradients (method='cg')"
         )
-        warn_of_residuals(residuals, factors.rtol, why, stacklevel=3)
+        warn_of_residuals(residuals, factors.rtol, why)
         return x
 
     def _plain(self, b: Tensor) -> tuple[Tensor, Tensor, int]:

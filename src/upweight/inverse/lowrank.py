@@ -76,7 +76,7 @@ def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
     certificate.products = products_spent(factors.operator)
     certificate.facts["rank"] = f"{r} of {p}"
     certificate.facts.update(pairs.facts)
-    warn_of_indefinite(certificate, shifted, damping, stacklevel=4)
+    warn_of_indefinite(certificate, shifted, damping)
     complement = 1.0 / damping if damping else 0.0
     solve = LowRank(pairs.vectors, 1.0 / shifted, complement)
     return ApproximateInverse(solve, factors.operator.damped(damping), certificate)

@@ -143,16 +143,10 @@ def compare(
 
     Examples
     --------
-    >>> wine = load_wine(seed=2)
-    >>> model = MLP([13, 4, 3], seed=0)
-    >>> found = compare(
-    ...     model,
-    ...     nn.functional.cross_entropy,
-    ...     wine.train,
-    ...     wine.test,
-    ...     ["cg", "ekfac"],
-    ...     damping=0.1,
-    ... )
+    >>> import torch
+    >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
+    >>> model, loss = torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy
+    >>> found = compare(model, loss, (x, y), (x[:5], y[:5]), ["cg", "ekfac"], damping=0.1)
     >>> found.table["method"].tolist()
     ['direct', 'cg', 'ekfac']
     >>> bool(found.table["relative_norm"][1] < 1e-4)

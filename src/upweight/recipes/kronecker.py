@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,36 @@ FisherKind = Literal["exact", "sampled", "empirical"]
 
 
 @dataclass(frozen=True)
-class KFAC:
+class _Kronecker(ABC):
+    """What K-FAC and EK-FAC are told."""
+
+    fisher: FisherKind = "exact"
+    samples: int = 1
+    seed: int = 0
+    relative: Literal["global", "layer"] | None = None
+    other: Literal["auto", "dense", "diagonal", "refuse"] = "auto"
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """``"kfac"`` or ``"ekfac"``."""
+
+    def prepare(self, curvature: LinearOperator) -> KroneckerFactors:
+        """Collect the factors, and for EK-FAC the eigenvalues in their basis."""
+        return KroneckerFactors.of(curvature, self)
+
+    def cost(self, work: Workload) -> Cost:
+        """One or two passes with K output gradients for every row."""
+        roots = {"exact": work.roots, "sampled": self.samples, "empirical": 1}[self.fisher]
+        sides = sum(o**2 + i**2 for o, i in work.layers)
+        cubes = sum(o**3 + i**3 for o, i in work.layers)
+        flops = 4.0 * work.n * roots * sides + 15.0 * cubes + 8.0 * work.m * work.p
+        memory = 2 * NUMBER * (sides + work.p) + work.solved_bytes
+        return Cost(products=roots, calls=2, flops=flops, memory=memory)
+
+
+@dataclass(frozen=True)
+class KFAC(_Kronecker):
     """(C + λI)⁻¹ by Kronecker factors: a block G ⊗ A for every layer.
 
     *Needs* Σ (o² + i²) numbers over the layers. *Costs* one pass over the rows and eigenvalues of
@@ -37,30 +67,26 @@ class KFAC:
     other
         Parameters without factors (norms, embeddings, …) as exact ``"dense"`` or ``"diagonal"``
         blocks, by their size (``"auto"``), or ``"refuse"``.
-    """
 
-    fisher: FisherKind = "exact"
-    samples: int = 1
-    seed: int = 0
-    relative: Literal["global", "layer"] | None = None
-    other: Literal["auto", "dense", "diagonal", "refuse"] = "auto"
+    References
+    ----------
+    J. Martens, R. Grosse, *Optimizing neural networks with Kronecker-factored approximate
+    curvature*, ICML 2015, §3.
+
+    Examples
+    --------
+    >>> KFAC(fisher="sampled").name
+    'kfac'
+    """
 
     @property
     def name(self) -> str:
         """``"kfac"``."""
         return "kfac"
 
-    def prepare(self, curvature: LinearOperator) -> KroneckerFactors:
-        """Collect the factors."""
-        return KroneckerFactors.of(curvature, self, corrected=False)
-
-    def cost(self, work: Workload) -> Cost:
-        """One pass with K output gradients for every row."""
-        return _kronecker_cost(self, work)
-
 
 @dataclass(frozen=True)
-class EKFAC:
+class EKFAC(_Kronecker):
     """(C + λI)⁻¹ by Kronecker factors with the right eigenvalues: a block for every layer.
 
         C_layer ≈ (U_G ⊗ U_A) diag(Λ) (U_G ⊗ U_A)ᵀ
@@ -80,26 +106,17 @@ class EKFAC:
     T. George, C. Laurent, X. Bouthillier, N. Ballas, P. Vincent, *Fast approximate natural gradient
     descent in a Kronecker-factored eigenbasis*, NeurIPS 2018, §3. R. Grosse et al., *Studying large
     language model generalization with influence functions* (2023), §2.4.
-    """
 
-    fisher: FisherKind = "exact"
-    samples: int = 1
-    seed: int = 0
-    relative: Literal["global", "layer"] | None = None
-    other: Literal["auto", "dense", "diagonal", "refuse"] = "auto"
+    Examples
+    --------
+    >>> EKFAC(relative="layer").name
+    'ekfac'
+    """
 
     @property
     def name(self) -> str:
         """``"ekfac"``."""
         return "ekfac"
-
-    def prepare(self, curvature: LinearOperator) -> KroneckerFactors:
-        """Collect the factors and the eigenvalues in their basis."""
-        return KroneckerFactors.of(curvature, self, corrected=True)
-
-    def cost(self, work: Workload) -> Cost:
-        """Two passes with K output gradients for every row."""
-        return _kronecker_cost(self, work)
 
 
 @dataclass(frozen=True)
@@ -111,9 +128,7 @@ class KroneckerFactors:
     relative: Literal["global", "layer"] | None
 
     @classmethod
-    def of(
-        cls, curvature: LinearOperator, recipe: KFAC | EKFAC, *, corrected: bool
-    ) -> KroneckerFactors:
+    def of(cls, curvature: LinearOperator, recipe: _Kronecker) -> KroneckerFactors:
         """The factors of the risk behind a curvature."""
         risk: Any = getattr(curvature, "risk", None)
         if risk is None:
@@ -127,7 +142,7 @@ class KroneckerFactors:
             )
         kronecker = KroneckerCurvature(
             risk,
-            corrected=corrected,
+            corrected=recipe.name == "ekfac",
             fisher=recipe.fisher,
             samples=recipe.samples,
             seed=recipe.seed,
@@ -155,12 +170,3 @@ class KroneckerFactors:
         """Block by block, (C_layer + λI)⁻¹."""
         check_damping(damping)
         return self.kronecker.inverse(damping, relative=self.relative)
-
-
-def _kronecker_cost(recipe: KFAC | EKFAC, work: Workload) -> Cost:
-    roots = {"exact": work.roots, "sampled": recipe.samples, "empirical": 1}[recipe.fisher]
-    sides = sum(o**2 + i**2 for o, i in work.layers)
-    cubes = sum(o**3 + i**3 for o, i in work.layers)
-    flops = 4.0 * work.n * roots * sides + 15.0 * cubes + 8.0 * work.m * work.p
-    memory = 2 * NUMBER * (sides + work.p) + work.solved_bytes
-    return Cost(products=roots, calls=2, flops=flops, memory=memory)

@@ -78,7 +78,9 @@ def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
     certificate.facts.update(pairs.facts)
     warn_of_indefinite(certificate, shifted, damping)
     complement = 1.0 / damping if damping else 0.0
-    solve = LowRank(pairs.vectors, 1.0 / shifted, complement)
+    # in the precision of A: the approximation costs more than round-off does
+    kind = factors.operator.dtype
+    solve = LowRank(pairs.vectors.to(kind), (1.0 / shifted).to(kind), complement)
     return ApproximateInverse(solve, factors.operator.damped(damping), certificate)
 
 

@@ -51,10 +51,11 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 	$(ONE_THREAD) MPLBACKEND=agg $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# A script that fails, for a bound or otherwise, does not keep the others from running.
 bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
-	$(BIN)/python benchmarks/wine.py
-	$(BIN)/python benchmarks/digits.py
-	$(ONE_THREAD) $(BIN)/python benchmarks/wine_seeds.py
+	failed=; for script in wine digits wine_seeds wine_methods_seeds; do \
+	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py || failed="$$failed $$script"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove the environments and everything that was generated
 	rm -rf $(VENV) $(PEERS) build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst

@@ -1,43 +1,77 @@
-"""The wine walk-through beside pyDVL: same weights, rows and damping, one run, one thread each.
+"""The wine walk-through beside pyDVL and dattri: same weights, rows and damping, one run.
 
-    make bench                     # builds .venv-peers and runs this
-    .venv/bin/python benchmarks/wine.py --rounds 5
+    make bench                     # builds .venv-peers and runs this among others
+    .venv/bin/python benchmarks/wine.py --rounds 3
 
-Prints ratios and writes ``benchmarks/results/wine.json``. The two libraries take turns, so that a
-busy machine slows both; of several rounds the best times of each count. "Warm" is a second call in
-a process, "first" the first one, which for both is mostly the import of parts of torch.
+Prints all methods, the required bounds and ratios, and writes ``benchmarks/results/wine.json``. It
+ends with an error if a bound on an error fails. The libraries take turns, so that a busy machine
+slows all; every round has another seed for what is random. Times are the best of all rounds. "Warm"
+is a later call in a process, "first" the first one, which is mostly the import of parts of torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from tables import (
+    HERE,
+    PEER_METHODS,
+    RESULTS,
+    at_least,
+    at_most,
+    need_peers,
+    ratio,
+    run,
+    show,
+    show_bounds,
+    stamp,
+    summary,
+    versions,
+    write,
+)
+from torch import nn
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "peers"), str(HERE.parent / "tests")]
+sys.path.insert(0, str(HERE.parent / "tests"))
 
-from common import ENVIRONMENT, Problem, save_problem  # noqa: E402
-from torch import nn  # noqa: E402
+from common import Problem, save_problem
 
-import upweight as uw  # noqa: E402
-from cases import Case  # noqa: E402
-from reference import Reference  # noqa: E402
+import upweight as uw
+from cases import Case
+from reference import Reference
 
 DATA = HERE.parent / "tests" / "data" / "wine_reference.npz"
-PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 CORRUPTED = 10
+
+OURS = [
+    "direct",
+    "direct-ggn",
+    "cg",
+    "cg-ekfac",
+    "lissa",
+    "arnoldi",
+    "arnoldi-test",
+    "nystroem",
+    "kfac",
+    "ekfac",
+]
+SIDES = {"upweight": OURS} | {peer: list(of.values()) for peer, of in PEER_METHODS.items()}
+BOUNDS = (
+    at_most("upweight cg", "error_percent", 0.01),
+    at_most("upweight lissa", "error_percent", 1),
+    at_most("upweight arnoldi", "error_percent", 9),
+    at_most("upweight arnoldi-test", "error_percent", 0.1),
+    at_most("upweight nystroem", "error_percent", 12.5),
+    at_most("upweight ekfac", "error_percent", 340),
+    at_least("upweight ekfac", "pearson", 0.978),
+    at_most("upweight cg-ekfac", "error_percent", 0.01),
+)
+LISSA_RATIO = 5  # times as fast as pyDVL's: printed, never an error
 
 
 def wine_problem(damping: float = 0.1) -> Problem:
@@ -56,104 +90,100 @@ def wine_problem(damping: float = 0.1) -> Problem:
     )
 
 
-def dense_reference(problem: Problem) -> Tensor:
+def dense_reference(problem: Problem) -> np.ndarray:
     """Influence by the exact Hessian in float64, row by row and by inv."""
     model = uw.MLP(problem.sizes, nn.Tanh)
     model.load_state_dict(problem.state)
     case = Case(model, nn.functional.cross_entropy, problem.train, problem.test)
-    return Reference(case).influence("hessian", problem.damping)
+    return Reference(case).influence("hessian", problem.damping).numpy()
 
 
-def run(python: Path, runner: Path, problem: Path, methods: str, repeat: int) -> dict[str, Any]:
-    """One runner in a process of its own: its results by key."""
+def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What the runners give, by library: one file for each round."""
+    names = ["upweight"] if options.quick else list(SIDES)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.npz"
-        command = [python, runner, problem, out, "--methods", methods, "--repeat", str(repeat)]
-        subprocess.run(
-            list(map(str, command)), check=True, env=os.environ | ENVIRONMENT, stdout=sys.stderr
-        )
-        with np.load(out, allow_pickle=False) as data:
-            return {key: data[key][()] for key in data.files}
+        path = Path(folder) / "problem.npz"
+        save_problem(path, wine_problem())
+        for seed in range(options.rounds):
+            for name in names:
+                found[name].append(
+                    run(
+                        name,
+                        path,
+                        SIDES[name],
+                        seed=seed,
+                        repeat=options.repeat,
+                        budget=options.budget,
+                    )
+                )
+    return found
 
 
-def accuracy(scores: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """How far the mean influence and the whole matrix are from the reference."""
-    mean, wanted = scores.mean(0), reference.mean(0)
+def corrupted(rounds: list[dict[str, Any]], method: str) -> dict[str, float]:
+    """Mean influence of the flipped rows, and of the others."""
+    if f"{method}/scores" not in rounds[0]:
+        return {}
+    mean = np.mean([one[f"{method}/scores"].astype(np.float64).mean(0) for one in rounds], axis=0)
     return {
-        "error_percent": float(100 * np.mean(np.abs((mean - wanted) / wanted))),
-        "pearson": float(np.corrcoef(mean, wanted)[0, 1]),
-        "relative_norm": float(np.linalg.norm(scores - reference) / np.linalg.norm(reference)),
         "mean_corrupted": float(mean[:CORRUPTED].mean()),
         "mean_others": float(mean[CORRUPTED:].mean()),
     }
 
 
-def best(rounds: list[dict[str, Any]], method: str) -> dict[str, float]:
-    """Best times over the rounds; fit and scores of one round belong together."""
-    warm = min(rounds, key=lambda r: r[f"{method}/fit_s"] + r[f"{method}/scores_s"])
-    return {
-        "fit_s": float(warm[f"{method}/fit_s"]),
-        "scores_s": float(warm[f"{method}/scores_s"]),
-        "warm_s": float(warm[f"{method}/fit_s"] + warm[f"{method}/scores_s"]),
-        "first_s": min(float(r[f"{method}/first_s"]) for r in rounds),
-        "peak_mb": max(float(r[f"{method}/peak_mb"]) for r in rounds),
-    }
+def show_ratios(ratios: dict[str, dict[str, float]]) -> None:
+    """Print peer over ours, method by method."""
+    print(f"\n{'peer / upweight, times':28}{'warm':>9}{'first':>9}")
+    for name, line in ratios.items():
+        print(f"{name:28}{line['warm_s']:9.2f}{line['first_s']:9.2f}")
 
 
 def main() -> None:
-    """Run both libraries in turns, print the table, keep the figures."""
+    """Run the libraries in turns, print the tables, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=10)
-    parser.add_argument("--quick", action="store_true", help="our side alone, one round")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "wine.json")
+    parser.add_argument("--rounds", type=int, default=3, help="each with the next seed")
+    parser.add_argument("--repeat", type=int, default=10, help="timed runs a round and method")
+    parser.add_argument("--budget", type=float, default=10, help="seconds of them")
+    parser.add_argument("--quick", action="store_true", help="our side alone; nothing is written")
+    parser.add_argument("--out", type=Path, default=RESULTS / "wine.json")
     options = parser.parse_args()
-    problem = wine_problem()
-    reference = dense_reference(problem).numpy()
-    sides = {"upweight": (Path(sys.executable), HERE / "run_upweight.py", "direct,direct-ggn")}
     if not options.quick:
-        if not PEERS.exists():
-            parser.error(f"no peers at {PEERS.parent.parent.name}: run make bench, or use --quick")
-        sides["pydvl"] = (PEERS, HERE / "peers" / "run_pydvl.py", "direct")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "problem.npz"
-        save_problem(path, problem)
-        for _ in range(1 if options.quick else options.rounds):
-            for name, (python, runner, methods) in sides.items():
-                found[name].append(run(python, runner, path, methods, options.repeat))
+        need_peers()
+    torch.set_num_threads(1)
+    reference = dense_reference(wine_problem())
+    found = measure(options)
     table = {
-        f"{name} {method}": best(rounds, method)
-        | accuracy(rounds[-1][f"{method}/scores"].astype(np.float64), reference)
+        f"{name} {method}": summary(rounds, method, reference) | corrupted(rounds, method)
         for name, rounds in found.items()
-        for method in sides[name][2].split(",")
+        for method in SIDES[name]
     }
-    report(table, {name: json.loads(str(r[-1]["versions"])) for name, r in found.items()}, options)
-
-
-def report(table: dict[str, Any], versions: dict[str, Any], options: argparse.Namespace) -> None:
-    """Print the table and, after a full run, keep it."""
-    print(f"{'':22}{'fit ms':>9}{'scores ms':>11}{'first s':>9}{'MiB':>7}{'error %':>10}{'r':>9}")
-    for name, line in table.items():
-        print(
-            f"{name:22}{1e3 * line['fit_s']:9.1f}{1e3 * line['scores_s']:11.1f}"
-            f"{line['first_s']:9.2f}{line['peak_mb']:7.1f}{line['error_percent']:10.4f}"
-            f"{line['pearson']:9.5f}"
+    show(table)
+    bounds = [bound.check(table) for bound in BOUNDS]
+    show_bounds(bounds)
+    if not options.quick:
+        ratios = {
+            f"{peer} {theirs}": ratio(table, f"{peer} {theirs}", f"upweight {ours}")
+            for peer, methods in PEER_METHODS.items()
+            for ours, theirs in methods.items()
+        }
+        ratios = {peer: line for peer, line in ratios.items() if line}
+        show_ratios(ratios)
+        lissa = ratios.get("pydvl lissa", {}).get("warm_s", float("nan"))
+        print(f"LiSSA: wanted {LISSA_RATIO} times as fast as pyDVL's, reached {lissa:.2f} times")
+        write(
+            options.out,
+            stamp()
+            | {
+                "versions": {name: versions(rounds[-1]) for name, rounds in found.items()},
+                "seeds": list(range(options.rounds)),
+                "methods": table,
+                "bounds": bounds,
+                "pydvl_over_upweight": ratios["pydvl direct"],
+                "peer_over_upweight": ratios,
+            },
         )
-    if options.quick:
-        return
-    peer, ours = table["pydvl direct"], table["upweight direct"]
-    ratios = {key: peer[key] / ours[key] for key in ("fit_s", "scores_s", "warm_s", "first_s")}
-    print("pyDVL / upweight, exact Hessian:", {k: round(v, 2) for k, v in ratios.items()})
-    result = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread per process",
-        "versions": versions,
-        "methods": table,
-        "pydvl_over_upweight": ratios,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if not all(check["ok"] for check in bounds):
+        sys.exit("a bound on an error fails")
 
 
 if __name__ == "__main__":

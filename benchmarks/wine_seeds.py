@@ -8,18 +8,16 @@ initial weights and the order of training.
 
 from __future__ import annotations
 
-import json
 import warnings
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 import torch
+from tables import RESULTS, stamp, write
 
 import upweight as uw
 from upweight.audit.demo import WineSettings, run_wine
 
-OUT = Path(__file__).resolve().parent / "results" / "wine_seeds.json"
+OUT = RESULTS / "wine_seeds.json"
 
 
 def main(seeds: int = 20) -> None:
@@ -28,7 +26,7 @@ def main(seeds: int = 20) -> None:
     warnings.simplefilter("ignore", uw.IndefiniteCurvatureWarning)
     lines = []
     for seed in range(seeds):
-        walk = run_wine(WineSettings(seed=seed), progress=False)
+        walk = run_wine(WineSettings(seed=seed, compare=False), progress=False)
         lines.append(
             {
                 "seed": seed,
@@ -47,14 +45,8 @@ def main(seeds: int = 20) -> None:
         "lowest": areas.min(),
     }
     print(summary)
-    result = {
-        "date": date.today().isoformat(),
-        "versions": {"upweight": uw.__version__, "torch": str(torch.__version__)},
-        "summary": summary,
-        "seeds": lines,
-    }
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    of = {"upweight": uw.__version__, "torch": str(torch.__version__)}
+    write(OUT, stamp() | {"versions": of, "summary": summary, "seeds": lines})
 
 
 if __name__ == "__main__":

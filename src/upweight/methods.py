@@ -26,7 +26,7 @@ from upweight.influence import Mode, influence_blocks, mean_influence, self_infl
 from upweight.inverse import Certificate
 from upweight.operator import LinearOperator
 from upweight.planning import Auto, Plan, make_plan
-from upweight.recipes import CG, METHODS, Recipe
+from upweight.recipes import CG, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
 from upweight.scores import SIGN, SIGN_PERTURBATION, RowScores, Scores, write_meta
@@ -263,7 +263,7 @@ class Influence:
                 risk = self._new_risk(train, None)
         rows = risk.n if test is None else test if isinstance(test, int) else len(Rows(test))
         methods: list[Recipe] = [make() for name, make in METHODS.items() if name != "jacobi"]
-        methods.insert(2, CG(preconditioner="ekfac"))
+        methods.insert(2, CG(preconditioner=Nystroem(rank=50)))
         if self.method not in methods and not isinstance(self.method, Auto):
             methods.insert(0, self.method)
         damping = self._damping

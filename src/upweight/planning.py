@@ -19,7 +19,7 @@ from upweight.costs import NUMBER, PILOT_RTOL, Cost, Workload
 from upweight.inverse import NegativeCurvatureError, conjugate_gradients
 from upweight.inverse.lanczos import lanczos, random_columns
 from upweight.operator import LinearOperator, free_memory
-from upweight.recipes import CG, EKFAC, Direct, Recipe
+from upweight.recipes import CG, EKFAC, Direct, Nystroem, Recipe
 
 __all__ = ["Auto", "Plan", "make_plan", "propose"]
 
@@ -27,6 +27,8 @@ __all__ = ["Auto", "Plan", "make_plan", "propose"]
 DIRECT_PARAMETERS = 10_000
 # With more, the right-hand sides of conjugate gradients alone fill a machine.
 ITERATIVE_PARAMETERS = 20_000_000
+# Directions of the sketch that preconditions conjugate gradients.
+SKETCHED = 50
 PILOT_ROWS = 512
 PILOT_COLUMNS = 16
 PILOT_STEPS = 200
@@ -38,7 +40,7 @@ def propose(p: int, rank: int, free: int | None) -> tuple[Recipe, str]:
     Examples
     --------
     >>> propose(547, 547, 2**33)[0].name, propose(10**6, 10**6, 2**33)[0].name
-    ('direct', 'cg+ekfac')
+    ('direct', 'cg+nystroem')
     """
     side = min(p, rank)
     needed = 2.5 * NUMBER * side * p
@@ -48,10 +50,14 @@ def propose(p: int, rank: int, free: int | None) -> tuple[Recipe, str]:
             f"{needed / 2**20:,.0f} MiB, and factorising it is exact"
         )
     if p <= ITERATIVE_PARAMETERS:
-        return CG(preconditioner=EKFAC()), (
+        why = (
             f"{p:,} parameters are too many to factorise; conjugate gradients are exact to their "
             "tolerance and need products only"
         )
+        sketch = 4 * NUMBER * SKETCHED * p
+        if free is None or sketch <= free / 4:
+            return CG(preconditioner=Nystroem(rank=min(SKETCHED, p))), why
+        return CG(), why
     return EKFAC(), (
         f"{p:,} parameters: solutions of every test row are too many for an iteration; Kronecker "
         "factors need two passes over the rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ from upweight.operator import LinearOperator
 from upweight.recipes.base import Recipe
 
 __all__ = ["CG", "Direct", "LiSSA"]
+
+# The share of the steps that a preconditioner leaves, as measured in docs/howto/choose-a-method.md.
+# The others there saved none.
+SAVED = {"nystroem": 0.5, "arnoldi": 0.5}
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,7 @@ class CG:
         steps = min(work.cg_steps(rtol), self.max_steps, work.p)
         before = Cost(0, 0, 0, 0)
         if chosen is not None:
-            # measured: a half to a third of the steps (docs/howto/choose-a-method.md)
-            steps, before = max(1, steps // 2), chosen.cost(work)
+            steps, before = math.ceil(SAVED.get(chosen.name, 1.0) * steps), chosen.cost(work)
         return Cost(
             products=before.products + (steps + 1) * work.m,
             calls=before.calls + steps + 1,

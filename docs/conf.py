@@ -66,5 +66,11 @@ html_theme_options = {
     "footer_start": [],
     "footer_end": [],
 }
-html_sidebars = {"index": [], "theory": [], "architecture": [], "reference": []}
+html_sidebars = {
+    "index": [],
+    "howto/*": [],
+    "theory": [],
+    "architecture": [],
+    "reference": [],
+}
 html_math_renderer = "mathml"

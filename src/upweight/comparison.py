@@ -48,10 +48,10 @@ class Comparison:
     ----------
     table
         A line per method, the reference first: ``error_percent`` = 100 · mean over training rows of
-        |Δ| / |reference|; ``relative_norm`` = ‖Δ‖₂ / ‖reference‖₂; ``pearson`` and ``spearman``,
-        and the same for the rows that the reference scores strongest (``pearson_top``,
-        ``spearman_top``); ``residual``, the largest of the certificate; ``steps``; ``products``;
-        ``seconds`` of fit and scores; ``peak_mib`` of memory; ``note``. All but the last five of
+        ``|Δ| / |reference|``; ``relative_norm`` = ‖Δ‖₂ / ‖reference‖₂; ``pearson`` and
+        ``spearman``, and the same for the rows that the reference scores strongest
+        (``pearson_top``, ``spearman_top``); ``residual``, the largest of the certificate; ``steps``;
+        ``products``; ``seconds`` of fit and scores; ``peak_mib`` of memory; ``note``. All but the last five of
         mean influences.
     mean
         Mean influence: training rows down, methods across.

@@ -189,22 +189,30 @@ class KroneckerCurvature(LinearOperator):
         check_damping(damping)
         if relative not in (None, "global", "layer"):
             raise ValueError(f"expected relative=None, 'global' or 'layer'; got {relative!r}")
-        traces = [float(block.operator.values.double().sum()) for block in self.blocks]
         inverted: list[Rotated] = []
-        for block, trace in zip(self.blocks, traces, strict=True):
-            own = {None: 1.0, "global": sum(traces) / self.size, "layer": trace / block.parameters}
-            values = block.operator.values + damping * own[relative]
+        for block, own in zip(self.blocks, self.dampings(damping, relative), strict=True):
+            values = block.operator.values + own
             lowest, highest = (float(v) for v in values.aminmax())
             # what round-off leaves of a zero eigenvalue grows with the sizes of its factors
             grown = 1 if damping else sum(values.shape)
             if lowest <= grown * torch.finfo(self.dtype).eps * highest:
                 raise ValueError(
-                    f"the curvature of {block.name} with damping {damping * own[relative]:.3g} is "
+                    f"the curvature of {block.name} with damping {own:.3g} is "
                     f"singular to working precision: its eigenvalues lie between {lowest:.3g} and "
                     f"{highest:.3g}. Use a larger damping"
                 )
             inverted.append(block.operator.with_values(values.reciprocal()))
         return self._diagonal_of(inverted)
+
+    def dampings(self, damping: float, relative: Literal["global", "layer"] | None) -> list[float]:
+        """λ_h for every block, as in `inverse`."""
+        traces = [float(block.operator.values.double().sum()) for block in self.blocks]
+        means = {
+            None: [1.0 for _ in traces],
+            "global": [sum(traces) / self.size for _ in traces],
+            "layer": [t / b.parameters for t, b in zip(traces, self.blocks, strict=True)],
+        }
+        return [damping * mean for mean in means[relative]]
 
     # --- blocks with Kronecker factors -----------------------------------------------------------
 

@@ -187,8 +187,9 @@ class _State:
     def _check_positive(self, rz: Tensor) -> None:
         if not bool((rz > 0).all()):
             raise ValueError(
-                "the preconditioner is not positive definite (rᵀMr ≤ 0) or not finite. Choose "
-                "another, or a larger damping"
+                "the preconditioner is not positive definite (rᵀMr ≤ 0) or not finite, as the "
+                "direct inverse of an indefinite C + λI is. Use curvature='ggn', a larger damping, "
+                "or another preconditioner"
             )
 
     def _check_curvature(self, curvature: Tensor, d: Tensor, active: Tensor) -> None:
@@ -199,8 +200,9 @@ class _State:
         raise NegativeCurvatureError(
             f"conjugate gradients met negative curvature at step {step}, for {int(bad.sum())} of "
             f"{self.right.shape[1]} right-hand sides: vᵀ(C + λI)v / vᵀv = {quotient:.3g}. "
-            "C + λI is indefinite, and there is no answer to return. Use curvature='ggn', which is "
-            f"never negative, a damping larger by more than {-quotient:.3g}, or method='direct'"
+            "C + λI is indefinite, its lowest eigenvalue is that or less, and there is no answer "
+            "to return. Use curvature='ggn', which is never negative, a larger damping, or "
+            "method='direct', which tells how much larger"
         )
 
 

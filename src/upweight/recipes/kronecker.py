@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from upweight.costs import NUMBER, Cost, Workload
 from upweight.curvature import KroneckerCurvature
 from upweight.inverse import ApproximateInverse, Certificate, check_damping
 from upweight.inverse.approximate import products_spent
-from upweight.operator import LinearOperator
+from upweight.operator import Diagonal, LinearOperator
 
 __all__ = ["EKFAC", "KFAC", "KroneckerFactors"]
 
@@ -43,7 +45,8 @@ class _Kronecker(ABC):
         cubes = sum(o**3 + i**3 for o, i in work.layers)
         flops = 4.0 * work.n * roots * sides + 15.0 * cubes + 8.0 * work.m * work.p
         memory = 2 * NUMBER * (sides + work.p) + work.solved_bytes
-        return Cost(products=roots, calls=2, flops=flops, memory=memory)
+        note = f"no product, but {roots} backward passes for every row"
+        return Cost(roots, calls=2, flops=flops, memory=memory, note=note)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,19 @@ class KroneckerFactors:
         for note in kronecker.notes:
             certificate.note(note)
         solve = self.preconditioner(damping)
-        return ApproximateInverse(solve, self.exact.damped(damping), certificate)
+        return ApproximateInverse(solve, self._damped(damping, certificate), certificate)
+
+    def _damped(self, damping: float, certificate: Certificate) -> LinearOperator:
+        """The exact C with the damping that the blocks have."""
+        kronecker = self.kronecker
+        if self.relative is None:
+            return self.exact.damped(damping)
+        own = kronecker.dampings(damping, self.relative)
+        shift = torch.empty(kronecker.size, dtype=self.exact.dtype, device=self.exact.device)
+        for block, value in zip(kronecker.blocks, own, strict=True):
+            shift[block.entries.to(shift.device)] = value
+        certificate.facts["damping of layers"] = f"{min(own):.3g} to {max(own):.3g}"
+        return self.exact + Diagonal(shift)
 
     def preconditioner(self, damping: float) -> LinearOperator:
         """Block by block, (C_layer + λI)⁻¹."""

@@ -25,7 +25,7 @@ class Arnoldi:
     Parameters
     ----------
     rank
-        Eigenpairs of largest |eigenvalue| to keep.
+        Eigenpairs of largest eigenvalues, in absolute value, to keep.
     steps
         Products to spend on them; default 1.5 · rank, and rank with ``start="test"``.
     start

@@ -47,12 +47,12 @@ class Comparison:
     Attributes
     ----------
     table
-        A line per method, the reference first: ``error_percent`` = 100 · mean over training rows of
-        ``|Δ| / |reference|``; ``relative_norm`` = ‖Δ‖₂ / ‖reference‖₂; ``pearson`` and
-        ``spearman``, and the same for the rows that the reference scores strongest
-        (``pearson_top``, ``spearman_top``); ``residual``, the largest of the certificate; ``steps``;
-        ``products``; ``seconds`` of fit and scores; ``peak_mib`` of memory; ``note``. All but the last five of
-        mean influences.
+        A line per method, the reference first. Of mean influences: ``error_percent`` = 100 · mean
+        over training rows of ``|Δ| / |reference|``; ``relative_norm`` = ‖Δ‖₂ / ‖reference‖₂;
+        ``pearson`` and ``spearman``, and the same for the rows that the reference scores strongest
+        (``pearson_top``, ``spearman_top``). Beside them ``residual``, the largest of the
+        certificate; ``steps``; ``products``; ``seconds`` of fit and scores; ``peak_mib`` of memory;
+        ``note``.
     mean
         Mean influence: training rows down, methods across.
     certificates

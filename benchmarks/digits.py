@@ -41,7 +41,7 @@ import upweight as uw
 METHODS = {
     "direct": ["direct"],
     "cg": ["cg", "cg-nystroem-50", "cg-nystroem-50-loose"],
-    "lissa": ["lissa"],
+    "lissa": ["lissa", "lissa-loose"],
     "arnoldi": ["arnoldi"],
     "nystroem": ["nystroem", "nystroem-15"],
     "ekfac": ["ekfac"],

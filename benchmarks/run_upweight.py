@@ -32,6 +32,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "cg-nystroem-50-loose": partial(uw.CG, preconditioner=uw.Nystroem(rank=50), rtol=1e-3),
     "cg-ekfac": partial(uw.CG, preconditioner=uw.EKFAC()),
     "lissa": uw.LiSSA,
+    "lissa-loose": partial(uw.LiSSA, rtol=1e-2),
     "arnoldi": partial(uw.Arnoldi, rank=RANK),
     "arnoldi-test": partial(uw.Arnoldi, rank=RANK, start="test"),
     "nystroem": partial(uw.Nystroem, rank=RANK),

@@ -109,6 +109,15 @@ def test_negative_curvature_is_an_error_and_not_an_answer() -> None:
     assert off(CGFactors(Dense(matrix)).inverse(0.6) @ draw(4, 3), solved(matrix, 0.6, draw(4, 3)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_singular_matrix_has_no_answer(dtype: torch.dtype) -> None:
+    root = draw(12, 5)
+    factors = CGFactors(Dense((root @ root.T).to(dtype)))
+    with pytest.raises(uw.NegativeCurvatureError, match=r"singular|indefinite"):
+        factors.inverse(0.0) @ draw(12, 3)
+    assert off(factors.inverse(0.1) @ draw(12, 3), solved(root @ root.T, 0.1, draw(12, 3))) < 1e-2
+
+
 def test_float32_stops_where_round_off_stops_it() -> None:
     matrix = with_spectrum(torch.logspace(-2, 3, 30, dtype=torch.float64)).float()
     inverse = CGFactors(Dense(matrix), rtol=1e-10).inverse(1e-2)

@@ -87,7 +87,8 @@ def conjugate_gradients(
     Raises
     ------
     NegativeCurvatureError
-        If dᵀAd ≤ 0 for a direction d: A is not positive definite, and there is nothing to return.
+        If dᵀAd ≤ 0 for a direction d, or zero to working precision: A is not positive definite,
+        and there is nothing to return.
     ValueError
         If a product is not finite, or the preconditioner is not positive definite.
 
@@ -141,6 +142,7 @@ class _State:
     x: Tensor
     steps: Tensor
     size: Tensor
+    top: float = 0.0  # the largest vᵀAv / vᵀv that was met
 
     def product(self, columns: Tensor) -> Tensor:
         product = (self.operator @ columns).to(self.right.dtype)
@@ -193,10 +195,20 @@ class _State:
             )
 
     def _check_curvature(self, curvature: Tensor, d: Tensor, active: Tensor) -> None:
-        if bool((curvature > 0).all()):
+        quotients = curvature / d.square().sum(0)
+        self.top = max(self.top, float(quotients.max()))
+        # what round-off leaves of zero, or makes negative, is no curvature to divide by
+        floor = 4 * torch.finfo(self.operator.dtype).eps * self.top
+        bad, step = ~(quotients > floor), int(self.steps[active].max()) + 1
+        if not bool(bad.any()):
             return
-        bad, step = curvature <= 0, int(self.steps[active].max()) + 1
-        quotient = float((curvature / d.square().sum(0)).min())
+        quotient = float(quotients.min())
+        if quotient > -floor:
+            raise NegativeCurvatureError(
+                f"C + λI is singular to working precision: at step {step} conjugate gradients met "
+                f"vᵀ(C + λI)v / vᵀv = {quotient:.1e}, against {self.top:.1e} at the top. Choose a "
+                "larger damping"
+            )
         raise NegativeCurvatureError(
             f"conjugate gradients met negative curvature at step {step}, for {int(bad.sum())} of "
             f"{self.right.shape[1]} right-hand sides: vᵀ(C + λI)v / vᵀv = {quotient:.3g}. "

@@ -20,7 +20,7 @@ def gram_parts(rows: int = 40, p: int = 12, batch: int = 9) -> tuple[Tensor, lis
     """1/n Σ x xᵀ, and the same of ragged batches: 9, 9, 9, 9, 4 rows."""
     x = draw(rows, p)
     batches = x.split(batch)
-    parts = [Part(Dense(b.T @ b / len(b)), len(batches) * len(b) / rows) for b in batches]
+    parts = [Part(Dense(b.T @ b / len(b)), len(b) / rows) for b in batches]
     return x.T @ x / rows, parts
 
 
@@ -150,7 +150,7 @@ def test_options_out_of_range(options: dict[str, float], told: str) -> None:
 def test_products_with_parts_count_the_rows_that_they_have() -> None:
     """Five parts of a fifth of the rows each are one product with the whole."""
     matrix, parts = gram_parts(rows=45)
-    counted = [Part(Counting(p.operator.matrix), p.weight) for p in parts]  # type: ignore[attr-defined]
+    counted = [Part(Counting(p.operator.matrix), p.share) for p in parts]  # type: ignore[attr-defined]
     whole = Counting(matrix)
     factors = LissaFactors(whole, counted, rtol=1e-2)
     inverse = factors.inverse(0.5)

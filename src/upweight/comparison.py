@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -154,10 +154,9 @@ def compare(
     """
     if top < 2:
         raise ValueError(f"expected top of at least 2 rows to correlate; got {top}")
-    chosen = _labelled(DEFAULT if methods is None else methods)
     first = choose_recipe(reference, "reference")
     name = _label(first)
-    chosen = {name: first, **{label: r for label, r in chosen.items() if r != first}}
+    chosen = _labelled(DEFAULT if methods is None else methods, {name: first})
     make = _Run(model, loss, train, test, damping, curvature, options)
     make.warm_up()
     lines: list[dict[str, Any]] = []
@@ -259,10 +258,12 @@ class _Run:
 
     def warm_up(self) -> None:
         """The first derivatives in a process import parts of torch, which no method should pay."""
-        recipe = Nystroem(rank=1, power=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._influence(recipe).fit(self.train).mean_scores(self.test)
+            influence = self._influence(Arnoldi(rank=1, start="test")).fit(self.train)
+            # whatever is wrong with the damping, the method that meets it is to say
+            with suppress(ArithmeticError, ValueError):
+                influence.mean_scores(self.test)
 
     def __call__(self, recipe: Recipe) -> tuple[Influence, RowScores, Meter]:
         influence = self._influence(recipe)
@@ -281,15 +282,22 @@ class _Run:
 
 
 def _labelled(
-    methods: Sequence[str | Recipe] | Mapping[str, str | Recipe],
+    methods: Sequence[str | Recipe] | Mapping[str, str | Recipe], found: dict[str, Recipe]
 ) -> dict[str, Recipe]:
+    """The recipes by label, after those that have been found; each recipe of a list once."""
     if isinstance(methods, Mapping):
-        return {label: choose_recipe(recipe) for label, recipe in methods.items()}
+        taken = [label for label in methods if label in found]
+        if taken:
+            raise ValueError(
+                f"expected other labels than that of the reference; got {taken[0]!r} for both"
+            )
+        return found | {label: choose_recipe(recipe) for label, recipe in methods.items()}
     if isinstance(methods, str) or not isinstance(methods, Sequence):
         raise TypeError(f"expected a list of methods, or a mapping from labels; got {methods!r}")
-    found: dict[str, Recipe] = {}
     for choice in methods:
         recipe = choose_recipe(choice)
+        if recipe in found.values():
+            continue
         label = _label(recipe)
         if found.get(label, recipe) != recipe:
             label = repr(recipe)

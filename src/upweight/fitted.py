@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ class Fitted:
         C, all of it.
     prepared
         What the method has computed of it for any damping.
+    method
+        The name of the method.
     inverse
         (C + λI)⁻¹; None while it waits for test rows.
     """
@@ -42,6 +45,7 @@ class Fitted:
     operator: LinearOperator
     prepared: Any
     damping: Damping
+    method: str
     inverse: Any = None
 
     @classmethod
@@ -56,8 +60,10 @@ class Fitted:
         """Do everything that needs no test row."""
         fingerprint = risk.model.fingerprint()
         prepared = _prepare(method, operator, risk, blocks, damping)
-        fitted = cls(risk, fingerprint, operator, prepared, damping)
-        if not getattr(prepared, "waits", False):
+        fitted = cls(risk, fingerprint, operator, prepared, damping, method.name)
+        if getattr(prepared, "waits", False):
+            fitted.set_damping(damping)
+        else:
             fitted.solver()
         return fitted
 
@@ -69,6 +75,9 @@ class Fitted:
 
     def set_damping(self, damping: Damping) -> None:
         """Another λ, from what is prepared."""
+        check = getattr(self.prepared, "check", None)
+        if self.inverse is None and check is not None:
+            check(damping)  # now, and not when the test rows come
         inverse = None if self.inverse is None else self.prepared.inverse(damping)
         self.damping, self.inverse = damping, inverse
 
@@ -84,18 +93,19 @@ class Fitted:
 
     def measure(self, test: EmpiricalRisk, budget: int | None) -> Certificate:
         """A certificate of the gradients of these rows alone."""
-        kept, self.inverse = self.inverse, None
-        try:
-            inverse = self.ready(test, budget)
-            for _, gradients in gathered_gradients(test):
-                _ = inverse @ gradients.T
-            return self.certificate()
-        finally:
-            if kept is not None:
-                self.inverse = kept
+        # a copy: these rows may be another start, which must not become that of later scores
+        other = replace(self, prepared=copy.copy(self.prepared), inverse=None)
+        inverse = other.ready(test, budget)
+        for _, gradients in gathered_gradients(test):
+            _ = inverse @ gradients.T
+        return other.certificate()
 
     def certificate(self) -> Certificate:
         """That of the inverse, with the slower ways that derivatives had to take."""
+        if self.inverse is None and getattr(self.prepared, "waits", False):
+            waiting = Certificate(self.method, self.damping, self.risk.p)
+            waiting.note("nothing computed yet: the method begins with the test rows")
+            return waiting
         certificate: Certificate = self.solver().certificate
         for note in self.risk.notes:
             certificate.note(note)
@@ -106,7 +116,10 @@ class Fitted:
         prepared = CGFactors(
             self.operator, self.prepared, described=described, rtol=rtol, max_steps=max_steps
         )
-        return replace(self, prepared=prepared, inverse=prepared.inverse(cast(float, self.damping)))
+        fitted = replace(self, prepared=prepared, inverse=None, method="cg")
+        if not prepared.waits:
+            fitted.solver()
+        return fitted
 
 
 def _prepare(
@@ -129,7 +142,9 @@ def _prepare(
             f"blocks= needs a curvature that can be cut into them; got {operator!r}. Use "
             "curvature='ggn', 'hessian' or 'fisher'"
         )
-    prepared = {
-        name: method.prepare(on_parameters(block.parameters)) for name, block in blocks.items()
-    }
+    prepared: dict[str, Any] = {}
+    for name, block in blocks.items():
+        within = getattr(method, "within", None)
+        own = method if within is None else within(len(block.entries))
+        prepared[name] = own.prepare(on_parameters(block.parameters))
     return BlockFactors(operator, prepared, [block.entries for block in blocks.values()])

@@ -39,19 +39,19 @@ def influence_blocks(
     test: EmpiricalRisk,
     mode: Mode,
     parts: Sequence[Tensor] | None = None,
-) -> Iterator[tuple[slice, slice, list[Tensor]]]:
-    """I in blocks: (test rows, training rows, one or several of (rows, b) or (rows, b, ...x)).
+) -> Iterator[tuple[slice, slice, int, Tensor]]:
+    """I in blocks: (test rows, training rows, 0, (rows, b) or (rows, b, ...x)).
 
     Test gradients are solved once each. The training rows are passed once for all the solved test
     gradients that fit into `SOLVED_BYTES`.
 
-    With `parts`, positions in θ, there is one block for each: what the training gradients in these
-    positions contribute, Σ over the positions of ((C + λI)⁻¹ g_test[j]) g_train[i].
+    With `parts`, positions in θ, there is a block for each, with its index in place of 0: the sum
+    over these positions alone of (C + λI)⁻¹ g_test[j] times g_train[i].
     """
     for rows, gradients in gathered_gradients(test):
         solved = inverse @ gradients.T  # (p, rows)
-        for columns, blocks in _against_train(train, solved, mode, parts):
-            yield rows, columns, blocks
+        for columns, at, block in _against_train(train, solved, mode, parts):
+            yield rows, columns, at, block
 
 
 def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
@@ -60,6 +60,7 @@ def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
     held: list[Tensor] = []
     start = 0
     for chunk, gradients in test.row_gradients():
+        _check_finite(gradients, chunk.start, "test")
         for piece in gradients.split(limit):
             if held and sum(map(len, held)) + len(piece) > limit:
                 stop = start + sum(map(len, held))
@@ -72,40 +73,67 @@ def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
 
 def _against_train(
     train: EmpiricalRisk, solved: Tensor, mode: Mode, parts: Sequence[Tensor] | None
-) -> Iterator[tuple[slice, list[Tensor]]]:
+) -> Iterator[tuple[slice, int, Tensor]]:
     if mode == "up":
         row_bytes = 2 * solved.shape[1] * solved.dtype.itemsize
         for chunk, gradients in train.row_gradients(row_bytes):
-            g = gradients.T.to(solved.dtype)  # (p, b)
+            _check_finite(gradients, chunk.start, "training")
+            columns, g = slice(chunk.start, chunk.stop), gradients.T.to(solved.dtype)  # (p, b)
             # I = Xᵀ Gᵀ                                                (rows, p) × (p, b)
-            blocks = [solved.T @ g] if parts is None else [solved[e].T @ g[e] for e in parts]
-            yield slice(chunk.start, chunk.stop), blocks
-    elif parts is None:
-        for chunk, slopes in train.feature_gradients(solved):
-            yield slice(chunk.start, chunk.stop), [slopes]
-    else:
-        k = solved.shape[1]
-        apart = torch.zeros(len(parts), *solved.shape, dtype=solved.dtype, device=solved.device)
-        for at, entries in enumerate(parts):
-            apart[at, entries] = solved[entries]
-        for chunk, slopes in train.feature_gradients(apart.movedim(0, 1).flatten(1)):
-            yield slice(chunk.start, chunk.stop), list(slopes.split(k))
+            if parts is None:
+                yield columns, 0, solved.T @ g
+                continue
+            for at, entries in enumerate(parts):
+                yield columns, at, solved[entries].T @ g[entries]
+        return
+    for at, entries in enumerate([None] if parts is None else parts):
+        # a pass for every part: side by side they would take as many times the memory
+        own = solved if entries is None else _only(solved, entries)
+        for chunk, slopes in train.feature_gradients(own):
+            yield slice(chunk.start, chunk.stop), at, slopes
+
+
+def _only(solved: Tensor, entries: Tensor) -> Tensor:
+    own = torch.zeros_like(solved)
+    own[entries] = solved[entries]
+    return own
+
+
+def _check_finite(gradients: Tensor, start: int, what: str) -> None:
+    """Refuse rows whose loss has no finite gradient: their scores would be NaN, and all means."""
+    # a NaN or inf anywhere shows in the sum, which is several times faster than looking at each
+    if bool(torch.isfinite(gradients.sum())):
+        return
+    bad = (~torch.isfinite(gradients)).any(1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"{what} data: row {start + int(bad[0])}: the gradient of its loss is not finite (NaN "
+            "or inf), though the loss is. Has the loss a root or a logarithm of zero there, as the "
+            "square root of an error has where the fit is exact?"
+        )
 
 
 def mean_influence(
     inverse: LinearOperator, train: EmpiricalRisk, test: EmpiricalRisk, mode: Mode
 ) -> Tensor:
     """1/m Σ_j I[j, i], (n,) or (n, ...x), by one solve with the mean test gradient."""
-    solved = inverse @ test.gradient()[:, None]  # (p, 1)
+    gradient = test.gradient()
+    if not bool(torch.isfinite(gradient).all()):
+        for chunk, gradients in test.row_gradients():
+            _check_finite(gradients, chunk.start, "test")
+    solved = inverse @ gradient[:, None]  # (p, 1)
     if mode == "up":
-        return train.matmul(solved)[:, 0]
+        found = train.matmul(solved)
+        _check_finite(found, 0, "training")
+        return found[:, 0]
     return torch.cat([slopes[0] for _, slopes in train.feature_gradients(solved)])
 
 
 def self_influence(inverse: LinearOperator, rows: EmpiricalRisk) -> Tensor:
     """g_iᵀ (C + λI)⁻¹ g_i for every row, (n,)."""
     parts: list[Tensor] = []
-    for _, gradients in rows.row_gradients():
+    for chunk, gradients in rows.row_gradients():
+        _check_finite(gradients, chunk.start, "training")
         solved = inverse @ gradients.T  # (p, b)
         parts.append((gradients.T.to(solved.dtype) * solved).sum(0))
     return torch.cat(parts)

@@ -192,6 +192,7 @@ class Influence:
     def certificate(self) -> Certificate:
         """How exact the solves since `fit` were: residuals, steps, products, coverage, notes.
 
+        A new damping begins a new one, and so do other test rows where a method begins with them.
         Residuals are those of (C + λI) x = g for the exact curvature C, whatever the method.
         """
         return self._fitted().certificate()
@@ -234,6 +235,11 @@ class Influence:
             raise TypeError(
                 "refine() solves (C + λI) x = g for one λ; this influence has one for every block. "
                 "Set damping to one number first"
+            )
+        if getattr(self.method, "relative", None) is not None:
+            raise TypeError(
+                "refine() solves (C + λI) x = g for one λ; this method damps every layer relative "
+                "to its eigenvalues. Use relative=None"
             )
         refined = copy.copy(self)
         refined.blocks = "full"
@@ -430,12 +436,12 @@ class Influence:
     ) -> None:
         inverse = self._fitted().ready(test, self.certify)
         parts = None if blocks is None else [block.entries for block in blocks]
+        total = train.n * test.n * len(sinks)
         with tqdm(
-            total=train.n * test.n, desc="scores", unit="pair", delay=2, disable=None, leave=False
+            total=total, desc="scores", unit="pair", delay=2, disable=None, leave=False
         ) as bar:
-            for rows, columns, found in influence_blocks(inverse, train, test, mode, parts):
-                for sink, block in zip(sinks, found, strict=True):
-                    sink.write(rows, columns, block)
+            for rows, columns, at, block in influence_blocks(inverse, train, test, mode, parts):
+                sinks[at].write(rows, columns, block)
                 bar.update((rows.stop - rows.start) * (columns.stop - columns.start))
 
     def _provenance(self, mode: str, train: EmpiricalRisk, test: EmpiricalRisk) -> dict[str, Any]:

@@ -168,10 +168,18 @@ class GGN(LinearOperator):
         self.products += self.form.root_count
         return self.form.dense()
 
+    def _diagonal(self, block: int = 1024) -> Tensor:
+        found = self.form.diagonal()
+        if found is None:
+            return super()._diagonal(block)
+        self.products += self.form.root_count
+        return found
+
     @property
     def rank_bound(self) -> int:
-        """n·K, the number of rows of R in C = RᵀR."""
-        return self.risk.n * self.form.root_count
+        """n·K, the number of rows of R in C = RᵀR; p where R is not to be had."""
+        offered = self.form.root_count <= form.ROOT_OUTPUTS
+        return self.risk.n * self.form.root_count if offered else self.size
 
     def factor_rows(self) -> Iterator[Tensor] | None:
         """R in blocks (b·K, p) with C = RᵀR; None where the output is too wide for roots."""
@@ -337,10 +345,18 @@ class Fisher(LinearOperator):
         self.products += self.form.root_count
         return self.form.dense()
 
+    def _diagonal(self, block: int = 1024) -> Tensor:
+        found = self.form.diagonal()
+        if found is None:
+            return super()._diagonal(block)
+        self.products += self.form.root_count
+        return found
+
     @property
     def rank_bound(self) -> int:
-        """n·K, the number of rows of R in C = RᵀR."""
-        return self.risk.n * self.form.root_count
+        """n·K, the number of rows of R in C = RᵀR; p where R is not to be had."""
+        offered = self.form.root_count <= form.ROOT_OUTPUTS
+        return self.risk.n * self.form.root_count if offered else self.size
 
     def factor_rows(self) -> Iterator[Tensor] | None:
         """R in blocks (b·K, p) with C = RᵀR; None where the output is too wide for roots."""

@@ -133,3 +133,14 @@ class OutputForm:
         for rows in blocks:
             total += rows.T @ rows
         return total
+
+    def diagonal(self) -> Tensor | None:
+        """The diagonal of C, (p,), by all rows of R; None where R is not to be had."""
+        blocks = self.factor_rows()
+        if blocks is None:
+            return None
+        risk = self.risk
+        total = torch.zeros(risk.p, dtype=wide(risk.dtype, risk.device), device=risk.device)
+        for rows in blocks:
+            total += rows.square().sum(0)
+        return total

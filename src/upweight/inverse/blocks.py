@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,7 +63,8 @@ class BlockFactors:
         _join(certificate, parts)
         shift = torch.empty(self.operator.size, dtype=self.operator.dtype)
         for name, entries in zip(self.prepared, self.entries, strict=True):
-            shift[entries.cpu()] = dampings[name]
+            own = getattr(self.prepared[name], "shift", None)
+            shift[entries.cpu()] = dampings[name] if own is None else own(dampings[name]).cpu()
         damped = self.operator + Diagonal(shift.to(self.operator.device))
         solve = BlockDiagonal(list(inverses.values()), self.entries)
         outside = products_spent(self.operator)
@@ -79,10 +81,22 @@ class BlockFactors:
         parts = [as_preconditioner(part, dampings[name]) for name, part in self.prepared.items()]
         return BlockDiagonal(parts, self.entries)
 
+    def __copy__(self) -> BlockFactors:
+        parts = {name: copy.copy(part) for name, part in self.prepared.items()}
+        return BlockFactors(self.operator, parts, self.entries)
+
     @property
     def waits(self) -> bool:
         """Whether a block should not be computed before a start vector is known."""
         return any(getattr(part, "waits", False) for part in self.prepared.values())
+
+    def check(self, damping: float | Mapping[str, float]) -> None:
+        """Refuse dampings that do not fit the blocks, or that a block's method refuses."""
+        dampings = self._dampings(damping)
+        for name, part in self.prepared.items():
+            check = getattr(part, "check", None)
+            if check is not None:
+                check(dampings[name])
 
     def inform(self, start: Tensor) -> bool:
         """Hand every block its part of a start vector (p,); whether that changes anything."""

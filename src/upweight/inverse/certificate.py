@@ -104,6 +104,7 @@ class Certificate:
         known = residuals.numel()
         self.columns += known if columns is None else columns
         if known:
+            residuals = torch.nan_to_num(residuals, nan=float("inf"), posinf=float("inf"))
             total = self.residual_mean * self.measured + float(residuals.sum())
             self.measured += known
             self.residual_mean = total / self.measured
@@ -194,7 +195,7 @@ def warn_of_indefinite(certificate: Certificate, shifted: Tensor, damping: float
 
 def warn_of_residuals(residuals: Tensor, limit: float, why: str) -> None:
     """Tell of right-hand sides whose residual is above a limit, and why it may be."""
-    worst = float(residuals.max()) if residuals.numel() else 0.0
+    worst = float(residuals.max()) if residuals.numel() else 0.0  # NaN if one is
     if not worst <= limit:
         warnings.warn(
             f"solved only to a relative residual of {worst:.1e}: {why}",

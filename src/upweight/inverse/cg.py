@@ -16,6 +16,7 @@ Q. Ye, *Residual replacement strategies for Krylov subspace iterative methods* (
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -317,6 +318,27 @@ class CGFactors:
         self.max_steps = max_steps
         self.warm_start = warm_start
         self._last: tuple[Tensor, Tensor] | None = None
+
+    def __copy__(self) -> CGFactors:
+        """The same without a solution to begin with."""
+        return CGFactors(
+            self.operator,
+            copy.copy(self.preconditioner_factors),
+            described=self.described,
+            rtol=self.rtol,
+            max_steps=self.max_steps,
+            warm_start=self.warm_start,
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether the preconditioner should not be computed before a start is known."""
+        return bool(getattr(self.preconditioner_factors, "waits", False))
+
+    def inform(self, start: Tensor) -> bool:
+        """Hand the preconditioner a start vector (p,); whether that changes anything."""
+        inform = getattr(self.preconditioner_factors, "inform", None)
+        return inform is not None and bool(inform(start))
 
     def inverse(self, damping: float) -> CGInverse:
         """(A + damping · I)⁻¹."""

@@ -19,14 +19,25 @@ from upweight.operator import Diagonal, LinearOperator, wide
 
 __all__ = ["JacobiFactors", "hutchinson_diagonal"]
 
+# Numbers of the sign vectors that are held at once, unless one alone has more.
+PROBED_NUMBERS = 2**23
+
 
 def hutchinson_diagonal(operator: LinearOperator, probes: int, seed: int = 0) -> Tensor:
     """An unbiased estimate (p,) of the diagonal from products with `probes` random sign vectors."""
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (operator.size, probes), generator=generator) * 2 - 1
     kind = wide(operator.dtype, operator.device)
-    columns = signs.to(operator.device, kind)
-    return (columns * (operator @ columns)).mean(1)
+    total = torch.zeros(operator.size, dtype=kind, device=operator.device)
+    some = max(1, min(probes, PROBED_NUMBERS // operator.size))
+    for start in range(0, probes, some):
+        # drawn one by one, so that they do not depend on how many are held at once
+        drawn = [
+            torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8)
+            for _ in range(start, min(start + some, probes))
+        ]
+        columns = torch.stack(drawn, dim=1).to(operator.device, kind).mul_(2).sub_(1)
+        total += (columns * (operator @ columns)).sum(1)
+    return total / probes
 
 
 class JacobiFactors:

@@ -50,10 +50,10 @@ DIVERGED = 1e3
 
 @dataclass(frozen=True)
 class Part:
-    """A_B of some of the rows, and its weight w_B: Σ w_B A_B over all parts is their number × A."""
+    """A_B of the rows of a batch B, and the share of all rows that these are: Σ share · A_B = A."""
 
     operator: LinearOperator
-    weight: float
+    share: float
 
 
 class LissaFactors:
@@ -116,7 +116,7 @@ class LissaFactors:
         for part in self.parts[::stride]:
             start = random_columns(part.operator, 1, self.seed)[:, 0]
             ritz = lanczos(part.operator, start, PROBES // 2, seed=self.seed + 1)
-            found.append(part.weight * float((ritz.values + ritz.errors).max()))
+            found.append(len(self.parts) * part.share * float((ritz.values + ritz.errors).max()))
         return found
 
     def inverse(self, damping: float) -> LissaInverse:
@@ -134,7 +134,7 @@ class LissaInverse(LinearOperator):
         super().__init__(operator.size, kind, operator.device)
         self.damping = damping
         self.factors = factors
-        self._damped = operator.damped(damping)
+        self.damped_operator = operator.damped(damping)
         self.upper = 1.05 * (factors.step_largest + damping)
         self.scale = factors.scale or self.upper
         self.certificate = Certificate("lissa", damping, self.size, steps=0, converged=True)
@@ -151,58 +151,53 @@ class LissaInverse(LinearOperator):
 
     def _apply(self, columns: Tensor) -> Tensor:
         factors, certificate = self.factors, self.certificate
+        state = _State(self, columns)
         if factors.parts:
-            x, residuals, steps = self._by_parts(columns)
+            self._by_parts(state)
         elif factors.accelerate:
-            x, residuals, steps = self._chebyshev(columns)
+            self._chebyshev(state)
         else:
-            x, residuals, steps = self._plain(columns)
+            self._plain(state)
+        residuals = relative_residuals(state.residual, columns)
         certificate.add(residuals)
-        certificate.products = products_spent(factors.operator) + sum(
-            round(products_spent(part.operator) / len(factors.parts)) for part in factors.parts
+        certificate.products = products_spent(factors.operator) + round(
+            # each part in the share of the rows that it has
+            sum(part.share * products_spent(part.operator) for part in factors.parts)
         )
-        certificate.steps = max(certificate.steps or 0, steps)
+        certificate.steps = max(certificate.steps or 0, state.step)
         solved = bool((residuals <= factors.rtol).all())
         certificate.converged = bool(certificate.converged) and solved
         certificate.facts["tolerance"] = f"{factors.rtol:.0e}"
         why = (
-            f"{steps} steps were not enough. Choose a larger damping, more steps, or "
+            f"{state.step} steps were not enough. Choose a larger damping, more steps, or "
             "conjugate gradients (method='cg')"
         )
         warn_of_residuals(residuals, factors.rtol, why)
-        return x
+        return state.x
 
-    def _plain(self, b: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _plain(self, state: _State) -> None:
         """Every step by 1/s along the residual."""
-        x, r = torch.zeros_like(b), b
-        watch = _Watch(self, b)
-        for step in range(self.factors.max_steps):
-            if watch.solved(r, step):
-                return x, relative_residuals(r, b), step
-            x = x + r / self.scale
-            r = b - self._damped @ x
-        watch.solved(r, self.factors.max_steps)
-        return x, relative_residuals(r, b), self.factors.max_steps
+        while state.goes_on():
+            state.move(state.r / self.scale)
+            state.step += 1
 
-    def _chebyshev(self, b: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _chebyshev(self, state: _State) -> None:
         """Steps whose polynomial is smallest on [lower, upper], which encloses the spectrum."""
         lower = self._lower()
         center, radius = (self.upper + lower) / 2, (self.upper - lower) / 2
         radius = max(1e-12 * center, radius)
         rho = radius / center
-        x, r = torch.zeros_like(b), b
-        d = r / center
-        watch = _Watch(self, b)
-        for step in range(self.factors.max_steps):
-            if watch.solved(r, step):
-                return x, relative_residuals(r, b), step
-            x = x + d
-            r = b - self._damped @ x
-            rho_next = 1.0 / (2.0 * center / radius - rho)
-            d = rho_next * rho * d + (2.0 * rho_next / radius) * r
-            rho = rho_next
-        watch.solved(r, self.factors.max_steps)
-        return x, relative_residuals(r, b), self.factors.max_steps
+        d = torch.zeros_like(state.x)
+        while state.goes_on():
+            at = state.active
+            if state.step == 0:
+                d[:, at] = state.r / center
+            else:
+                rho_next = 1.0 / (2.0 * center / radius - rho)
+                d[:, at] = rho_next * rho * d[:, at] + (2.0 * rho_next / radius) * state.r
+                rho = rho_next
+            state.move(d[:, at])
+            state.step += 1
 
     def _lower(self) -> float:
         """Where the spectrum of A + λI begins. Too high a guess costs steps, no more."""
@@ -210,47 +205,76 @@ class LissaInverse(LinearOperator):
             return max(self.damping, 1e-8 * self.upper)
         return max((self.factors.lowest + self.damping) / 2, 1e-8 * self.upper)
 
-    def _by_parts(self, b: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _by_parts(self, state: _State) -> None:
+        """Rounds over the parts, which move the difference to an anchor with an exact residual."""
         factors = self.factors
         generator = torch.Generator().manual_seed(factors.seed)
-        anchor, r = torch.zeros_like(b), b
-        watch, step = _Watch(self, b), 0
-        while step < factors.max_steps and not watch.solved(r, step):
-            difference = torch.zeros_like(b)
+        while state.goes_on():
+            difference = torch.zeros_like(state.r)
             for at in torch.randperm(len(factors.parts), generator=generator).tolist():
+                if state.step == factors.max_steps:
+                    break
                 part = factors.parts[at]
-                moved = part.weight * (part.operator @ difference) + self.damping * difference
-                difference = difference + (r - moved) / self.scale
-                step += 1
-            anchor = anchor + difference
-            r = b - self._damped @ anchor
-        watch.solved(r, step)
-        return anchor, relative_residuals(r, b), step
+                weight = len(factors.parts) * part.share  # so that a round adds up to A
+                moved = weight * (part.operator @ difference) + self.damping * difference
+                difference = difference + (state.r - moved) / self.scale
+                state.step += 1
+            state.move(difference)
 
 
-class _Watch:
-    """Sees whether the residuals are small enough, or have begun to grow."""
+class _State:
+    """Solutions x of (A + λI)x = b with their residuals; columns stop one by one.
+
+    What a column becomes does not depend on the columns beside it.
+    """
 
     def __init__(self, inverse: LissaInverse, right: Tensor) -> None:
         self._inverse = inverse
         self._right = right
-        self._least = float("inf")
+        self.x = torch.zeros_like(right)
+        self.residual = right.clone()
+        self.active = torch.arange(right.shape[1], device=right.device)
+        self.step = 0
+        self._least = torch.full((right.shape[1],), torch.inf, dtype=right.dtype).to(right.device)
 
-    def solved(self, residual: Tensor, step: int) -> bool:
+    @property
+    def r(self) -> Tensor:
+        """Residuals of the columns that go on."""
+        return self.residual[:, self.active]
+
+    def move(self, difference: Tensor) -> None:
+        """Add to the columns that go on, and find their residuals."""
+        self.x[:, self.active] += difference
+        own = self.x[:, self.active]
+        self.residual[:, self.active] = (
+            self._right[:, self.active] - self._inverse.damped_operator @ own
+        )
+
+    def goes_on(self) -> bool:
+        """Leave out the columns that are solved; whether any are left, and steps for them."""
         factors = self._inverse.factors
-        now = float(relative_residuals(residual, self._right).max()) if residual.numel() else 0.0
-        if not now <= DIVERGED * self._least and step:
-            scale, upper = self._inverse.scale, self._inverse.upper
-            advice = (
-                f"A scale of {upper:.3g} would work (the largest eigenvalue of C + λI is about "
-                f"{upper / 1.05:.3g}); scale=None chooses it"
-                if scale < upper / 2
-                else "C + λI may be indefinite: use curvature='ggn', a larger damping, or "
-                "conjugate gradients"
-            )
-            raise DivergenceError(
-                f"LiSSA diverged at step {step}: the relative residual went from "
-                f"{self._least:.1e} to {now:.1e} with scale {scale:.3g}. {advice}"
-            )
-        self._least = min(self._least, now)
-        return now <= factors.rtol
+        now = relative_residuals(self.r, self._right[:, self.active])
+        if self.step:
+            self._check(now)
+        self._least[self.active] = torch.minimum(self._least[self.active], now)
+        self.active = self.active[now > factors.rtol]
+        return len(self.active) > 0 and self.step < factors.max_steps
+
+    def _check(self, now: Tensor) -> None:
+        least = self._least[self.active]
+        grown = ~(now <= DIVERGED * least)
+        if not bool(grown.any()):
+            return
+        scale, upper = self._inverse.scale, self._inverse.upper
+        advice = (
+            f"A scale of {upper:.3g} would work (the largest eigenvalue of C + λI is about "
+            f"{upper / 1.05:.3g}); scale=None chooses it"
+            if scale < upper / 2
+            else "C + λI may be indefinite: use curvature='ggn', a larger damping, or "
+            "conjugate gradients"
+        )
+        raise DivergenceError(
+            f"LiSSA diverged at step {self.step}: the relative residual went from "
+            f"{float(least[grown].min()):.1e} to {float(now[grown].max()):.1e} with scale "
+            f"{scale:.3g}. {advice}"
+        )

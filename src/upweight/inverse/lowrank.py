@@ -54,18 +54,23 @@ class _Pairs(Protocol):
     def pairs(self) -> Eigenpairs: ...
 
 
-def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
+def _check_damping(factors: _Pairs, damping: float, rank: int) -> None:
     check_damping(damping)
+    p = factors.operator.size
+    if damping == 0.0 and rank < p:
+        raise ValueError(
+            f"{factors.method} with rank {rank} of {p} takes the other directions as eigenvalue 0, "
+            "so A + 0·I is singular. Choose a damping above 0"
+        )
+
+
+def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
     pairs = factors.pairs()
     p, r = pairs.vectors.shape
+    _check_damping(factors, damping, r)
     shifted = pairs.values + damping
     largest = float(shifted.abs().max())
     precision = 10 * torch.finfo(factors.operator.dtype).eps
-    if damping == 0.0 and r < p:
-        raise ValueError(
-            f"{factors.method} with rank {r} of {p} takes the other directions as eigenvalue 0, "
-            "so A + 0·I is singular. Choose a damping above 0"
-        )
     if float(shifted.abs().min()) <= precision * largest:
         raise ValueError(
             f"A + {damping:g}·I is singular to working precision: an eigenvalue is "
@@ -151,6 +156,10 @@ class LanczosFactors:
     def waits(self) -> bool:
         """Whether the eigenpairs should not be computed before a start is known."""
         return self.informed and self._start is None
+
+    def check(self, damping: float) -> None:
+        """Refuse a damping that no eigenpairs could make up for."""
+        _check_damping(self, damping, self.rank)
 
     def inform(self, start: Tensor) -> bool:
         """Begin with this vector (p,), if that is wanted; whether it changes the eigenpairs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,11 @@ class CG:
         from upweight.recipes import choose_recipe
 
         return choose_recipe(self.preconditioner, "preconditioner")
+
+    def within(self, size: int) -> CG:
+        """The same for a block of so many parameters."""
+        within = getattr(self._preconditioner(), "within", None)
+        return self if within is None else replace(self, preconditioner=within(size))
 
     def prepare(self, curvature: LinearOperator) -> CGFactors:
         """Prepare the preconditioner."""
@@ -193,7 +198,7 @@ class LiSSA:
         batches = [order[a : a + self.batch_size] for a in range(0, n, self.batch_size)]
         if len(batches) == 1:
             return []
-        return [Part(on_rows(rows), len(batches) * len(rows) / n) for rows in batches]
+        return [Part(on_rows(rows), share=len(rows) / n) for rows in batches]
 
     def cost(self, work: Workload) -> Cost:
         """One product for each step and right-hand side."""

@@ -171,15 +171,21 @@ class KroneckerFactors:
 
     def _damped(self, damping: float, certificate: Certificate) -> LinearOperator:
         """The exact C with the damping that the blocks have."""
-        kronecker = self.kronecker
         if self.relative is None:
             return self.exact.damped(damping)
-        own = kronecker.dampings(damping, self.relative)
-        shift = torch.empty(kronecker.size, dtype=self.exact.dtype, device=self.exact.device)
-        for block, value in zip(kronecker.blocks, own, strict=True):
-            shift[block.entries.to(shift.device)] = value
-        certificate.facts["damping of layers"] = f"{min(own):.3g} to {max(own):.3g}"
+        shift = self.shift(damping)
+        certificate.facts["damping of layers"] = (
+            f"{float(shift.min()):.3g} to {float(shift.max()):.3g}"
+        )
         return self.exact + Diagonal(shift)
+
+    def shift(self, damping: float) -> torch.Tensor:
+        """The damping of every parameter, (p,)."""
+        shift = torch.empty(self.exact.size, dtype=self.exact.dtype, device=self.exact.device)
+        own = self.kronecker.dampings(damping, self.relative)
+        for block, value in zip(self.kronecker.blocks, own, strict=True):
+            shift[block.entries.to(shift.device)] = value
+        return shift
 
     def preconditioner(self, damping: float) -> LinearOperator:
         """Block by block, (C_layer + λI)⁻¹."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from upweight.costs import NUMBER, Cost, Workload
@@ -10,6 +10,13 @@ from upweight.inverse import JacobiFactors, LanczosFactors, NystroemFactors
 from upweight.operator import LinearOperator
 
 __all__ = ["Arnoldi", "Jacobi", "Nystroem"]
+
+
+RANK = 30
+
+
+def _rank(rank: int | None, size: int) -> int:
+    return min(RANK, size) if rank is None else rank
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Arnoldi:
     Parameters
     ----------
     rank
-        Eigenpairs of largest eigenvalues, in absolute value, to keep.
+        Eigenpairs of largest eigenvalues, in absolute value, to keep; default 30, or all of fewer
+        parameters. In blocks of parameters at most as many as the block has.
     steps
         Products to spend on them; default 1.5 · rank, and rank with ``start="test"``.
     start
@@ -35,7 +43,7 @@ class Arnoldi:
         Of the random start.
     """
 
-    rank: int = 30
+    rank: int | None = None
     steps: int | None = None
     start: Literal["random", "test"] = "random"
     seed: int = 0
@@ -51,8 +59,8 @@ class Arnoldi:
             raise ValueError(f"expected start 'random' or 'test'; got {self.start!r}")
         factors = LanczosFactors(
             curvature,
-            self.rank,
-            steps=self._steps(),
+            _rank(self.rank, curvature.size),
+            steps=self._steps(curvature.size),
             informed=self.start == "test",
             seed=self.seed,
         )
@@ -60,17 +68,22 @@ class Arnoldi:
             factors.pairs()
         return factors
 
-    def _steps(self) -> int:
+    def within(self, size: int) -> Arnoldi:
+        """The same for a block of so many parameters."""
+        return replace(self, rank=None if self.rank is None else min(self.rank, size))
+
+    def _steps(self, size: int) -> int:
         if self.steps is not None:
             return self.steps
+        rank = _rank(self.rank, size)
         # With a start of its own every Ritz pair counts. Otherwise the smallest ones that the last
         # steps give are far from eigenpairs: half as many steps again bring those kept near.
-        return self.rank if self.start == "test" else self.rank + max(5, self.rank // 2)
+        return rank if self.start == "test" else rank + max(5, rank // 2)
 
     def cost(self, work: Workload) -> Cost:
         """One product for each step."""
-        steps = self._steps()
-        flops = 4.0 * steps**2 * work.p + 4.0 * self.rank * work.p * work.m
+        steps = self._steps(work.p)
+        flops = 4.0 * steps**2 * work.p + 4.0 * _rank(self.rank, work.p) * work.p * work.m
         return Cost(steps, steps, flops, steps * work.p * NUMBER + work.solved_bytes)
 
 
@@ -85,14 +98,15 @@ class Nystroem:
     Parameters
     ----------
     rank
-        Random directions.
+        Random directions; default 30, or as many as there are parameters if these are fewer. In
+        blocks of parameters at most as many as the block has.
     power
         Times that they are multiplied with C first, which turns them to the top of the spectrum.
     seed
         Of the directions.
     """
 
-    rank: int = 30
+    rank: int | None = None
     power: int = 2
     seed: int = 0
 
@@ -103,14 +117,19 @@ class Nystroem:
 
     def prepare(self, curvature: LinearOperator) -> NystroemFactors:
         """Sketch C."""
-        return NystroemFactors(curvature, self.rank, power=self.power, seed=self.seed)
+        rank = _rank(self.rank, curvature.size)
+        return NystroemFactors(curvature, rank, power=self.power, seed=self.seed)
+
+    def within(self, size: int) -> Nystroem:
+        """The same for a block of so many parameters."""
+        return replace(self, rank=None if self.rank is None else min(self.rank, size))
 
     def cost(self, work: Workload) -> Cost:
         """rank · (1 + power) products."""
-        rounds = 1 + self.power
-        flops = 6.0 * rounds * self.rank**2 * work.p + 4.0 * self.rank * work.p * work.m
-        memory = 4 * self.rank * work.p * NUMBER + work.solved_bytes
-        return Cost(rounds * self.rank, rounds, flops, memory)
+        rounds, rank = 1 + self.power, _rank(self.rank, work.p)
+        flops = 6.0 * rounds * rank**2 * work.p + 4.0 * rank * work.p * work.m
+        memory = 4 * rank * work.p * NUMBER + work.solved_bytes
+        return Cost(rounds * rank, rounds, flops, memory)
 
 
 @dataclass(frozen=True)

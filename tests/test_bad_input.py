@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 import upweight as uw
+from upweight.operator import Diagonal
 
 X, Y = torch.randn(12, 4), torch.randint(3, (12,))
 
@@ -509,3 +510,81 @@ def test_other_parameters_than_at_fit_are_refused() -> None:
     assert influence.scores((X[:2], Y[:2])).shape == (2, 12)  # rows of the same form: as fitted
     with pytest.raises(RuntimeError, match="other parameters have requires_grad"):
         influence.scores((X[:2].double(), Y[:2]))
+
+
+# --- losses that are finite where their gradient is not -------------------------------------------
+
+
+def root_of_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().sum(1).sqrt()
+
+
+def fits_exactly(row: int, n: int = 8) -> tuple[Tensor, Tensor]:
+    """Targets that a model of zeros meets in one row, where a root of the error has no slope."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, k, generator=generator) for k in (4, 2))
+    return x, changed(y, row, 0.0)
+
+
+def zeros() -> nn.Module:
+    model = nn.Linear(4, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    return model
+
+
+GOOD = fits_exactly(slice(0, 0))  # type: ignore[arg-type]
+CALLS: dict[str, tuple[str, Callable[[uw.Influence, Any], object]]] = {
+    "scores": ("test", lambda i, rows: i.scores(rows)),
+    "mean scores": ("test", lambda i, rows: i.mean_scores(rows)),
+    "measure": ("test", lambda i, rows: i.measure(rows)),
+    "scores of rows": ("training", lambda i, rows: i.scores(GOOD, rows)),
+    "mean scores of rows": ("training", lambda i, rows: i.mean_scores(GOOD, rows)),
+    "self-influence": ("training", lambda i, rows: i.self_influence(rows)),
+    "perturbation": ("training", lambda i, rows: i.scores(GOOD, rows, mode="perturbation")),
+    "mean perturbation": (
+        "training",
+        lambda i, rows: i.mean_scores(GOOD, rows, mode="perturbation"),
+    ),
+}
+
+
+@pytest.mark.parametrize("call", sorted(CALLS))
+@pytest.mark.parametrize("method", ["direct", uw.Arnoldi(rank=3, start="test")])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_row_without_a_finite_gradient_is_named(
+    call: str, method: Any, batch_size: int | None
+) -> None:
+    options: dict[str, Any] = {"method": method, "batch_size": batch_size}
+    influence = fit(GOOD, zeros(), root_of_error, **options)
+    what, ask = CALLS[call]
+    with pytest.raises(ValueError, match=rf"{what} data: row 5: .* is not finite"):
+        ask(influence, fits_exactly(5))
+    # and leaves nothing behind
+    fresh = fit(GOOD, zeros(), root_of_error, **options)
+    for other in (influence, fresh):
+        other.mean_scores(GOOD)
+    wanted = fresh.self_influence().values
+    torch.testing.assert_close(influence.self_influence().values, wanted)
+
+
+def test_a_row_fitted_on_without_a_finite_gradient_is_named() -> None:
+    """Where the curvature does not tell first."""
+    influence = fit(
+        fits_exactly(5), zeros(), root_of_error, curvature=lambda risk: Diagonal(torch.ones(risk.p))
+    )
+    for ask in (influence.scores, influence.mean_scores, lambda _: influence.self_influence()):
+        with pytest.raises(ValueError, match="training data: row 5: the gradient of its loss"):
+            ask(GOOD)
+
+
+def test_a_finite_gradient_without_a_finite_derivative() -> None:
+    """|error|^1.5 has no second derivative at zero, which only a perturbation needs."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).abs().pow(1.5).sum(1)
+
+    influence = fit(GOOD, zeros(), loss)
+    assert bool(torch.isfinite(influence.scores(GOOD, fits_exactly(5)).values).all())
+    with pytest.raises(ValueError, match="training data: row 5: the derivative of its gradient"):
+        influence.scores(GOOD, fits_exactly(5), mode="perturbation")

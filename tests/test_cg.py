@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import upweight as uw
+from cases import make
 from matrices import Counting, draw, off, residuals, solved, with_spectrum
 from upweight.inverse import CGFactors, DirectFactors, JacobiFactors, NystroemFactors
 from upweight.inverse.cg import conjugate_gradients
@@ -188,3 +189,15 @@ def test_a_preconditioner_that_is_not_positive_definite() -> None:
 def test_options_out_of_range(options: dict[str, float], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CGFactors(Dense(torch.eye(2)), **options)  # type: ignore[arg-type]
+
+
+def test_a_preconditioner_can_begin_with_the_test_rows() -> None:
+    """Conjugate gradients for the mean begin where its solution is already known."""
+    case = make("mlp")
+    other = tuple(t[:2] for t in case.test)
+    for start, fewest, most in (("test", 1, 1), ("random", 3, 6)):
+        recipe = uw.CG(uw.Arnoldi(rank=10, steps=10, start=start), rtol=1e-4)  # type: ignore[arg-type]
+        influence = uw.Influence(case.model, case.loss, recipe, damping=0.05).fit(case.train)
+        for rows in (case.test, other):
+            influence.mean_scores(rows)
+            assert fewest <= int(influence.certificate.steps or 0) <= most

@@ -142,6 +142,49 @@ def test_methods_that_are_none(case: Case, methods: object, error: type[Exceptio
         uw.compare(case.model, case.loss, case.train, case.test, methods, damping=0.1)  # type: ignore[arg-type]
 
 
+def test_recipes_of_one_name_have_a_line_each(case: Case) -> None:
+    reference, other = uw.CG(uw.Nystroem(rank=5)), uw.CG(uw.Nystroem(rank=9))
+    found = uw.compare(
+        case.model,
+        case.loss,
+        case.train,
+        case.test,
+        [other, reference, "ekfac"],
+        reference=reference,
+        damping=DAMPING,
+    )
+    assert found.table["method"].tolist() == ["cg+nystroem", repr(other), "ekfac"]
+    assert found.reference == "cg+nystroem"
+    assert "rank=5" in found.certificates["cg+nystroem"].facts["preconditioner"]
+    assert "rank=9" in found.certificates[repr(other)].facts["preconditioner"]
+
+
+def test_a_label_is_not_that_of_the_reference(case: Case) -> None:
+    rows = case.model, case.loss, case.train, case.test
+    with pytest.raises(ValueError, match=r"other labels.*'direct'"):
+        uw.compare(*rows, {"direct": "ekfac"}, damping=DAMPING)
+    found = uw.compare(*rows, {"again": "direct"}, damping=DAMPING)
+    assert found.table["method"].tolist() == ["direct", "again"]
+
+
+def test_a_damping_of_zero_is_for_the_methods_to_judge() -> None:
+    x, y = draw(30, 3), draw(30, 1, seed=1)
+    model = torch.nn.Linear(3, 1).double()
+    found = uw.compare(
+        model,
+        torch.nn.functional.mse_loss,
+        (x, y),
+        (x[:4], y[:4]),
+        ["cg", uw.Nystroem(rank=2)],
+        damping=0.0,
+    )
+    lines = found.table.set_index("method")
+    assert lines.loc["cg", "relative_norm"] < 1e-6
+    assert "damping above 0" in lines.loc["nystroem(rank=2)", "note"]
+    with pytest.raises(ValueError, match="damping λ ≥ 0"):
+        uw.compare(model, torch.nn.functional.mse_loss, (x, y), (x, y), damping=-0.1)
+
+
 def test_agreement_where_it_is_not_defined() -> None:
     constant = agreement(torch.zeros(4), torch.ones(4))
     assert math.isnan(constant["relative_norm"])

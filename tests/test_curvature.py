@@ -97,7 +97,11 @@ def test_wide_outputs_are_multiplied_without_roots(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("upweight.curvature.form.ROOT_OUTPUTS", 3)
     ggn = uw.GGN(risk_of(case))
     assert ggn.factor_rows() is None
+    assert ggn.rank_bound == ggn.size
     close(ggn.dense(), wanted)
+    assert ggn.products == ggn.size
+    close(ggn.diagonal(), wanted.diagonal())
+    assert ggn.products == 2 * ggn.size
 
 
 def test_factor_rows_are_a_root(case: Case) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import upweight as uw
 from upweight.inverse import DirectFactors
+from upweight.inverse.certificate import warn_of_residuals
 from upweight.operator import Dense, Gram
 
 
@@ -120,3 +121,14 @@ def test_certificate_counts_a_bad_solve() -> None:
         inverse @ torch.ones(2, dtype=torch.float64)
     assert inverse.certificate.residual_max == pytest.approx(1.0)
     assert "1.0e+00" in str(inverse.certificate)
+
+
+def test_a_residual_that_is_no_number_counts_as_infinite() -> None:
+    certificate = uw.Certificate("own", 0.1, 3)
+    certificate.add(torch.tensor([0.5]))
+    certificate.add(torch.tensor([float("nan"), 0.25]))
+    certificate.add(torch.tensor([0.125]))
+    assert certificate.measured == 4
+    assert certificate.residual_max == certificate.residual_mean == float("inf")
+    with pytest.warns(uw.ResidualWarning, match="nan"):
+        warn_of_residuals(torch.tensor([0.0, float("nan")]), 1e-3, "")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import upweight as uw
+from cases import make
 from matrices import Counting, draw, off, residuals, solved, with_spectrum
 from upweight.inverse import LissaFactors, Part
 from upweight.operator import Dense
@@ -159,3 +160,77 @@ def test_products_with_parts_count_the_rows_that_they_have() -> None:
     spent = whole.products + sum(p.operator.products for p in counted) / 5  # type: ignore[attr-defined]
     assert steps > 0
     assert inverse.certificate.products == pytest.approx(spent, abs=3)
+
+
+def test_products_with_batches_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product with one row of n is an n-th of a product, whatever few of them a row takes."""
+    case, spent = make("mlp"), list[float]()
+    apply = uw.GGN._apply
+
+    def counted(self: uw.GGN, columns: Tensor) -> Tensor:
+        spent.append(columns.shape[1] * self.risk.n / case.n)
+        return apply(self, columns)
+
+    monkeypatch.setattr(uw.GGN, "_apply", counted)
+    recipe = uw.LiSSA(batch_size=1, max_steps=case.n)  # each row once
+    influence = uw.Influence(case.model, case.loss, recipe, damping=0.1).fit(case.train)
+    with pytest.warns(uw.ResidualWarning):
+        influence.scores(tuple(t[:3] for t in case.test))
+    assert influence.certificate.products == pytest.approx(sum(spent), abs=0.51)
+
+
+WAYS = {
+    "accelerated": uw.LiSSA(max_steps=20_000),
+    "plain": uw.LiSSA(accelerate=False, max_steps=20_000),
+    "minibatches": uw.LiSSA(batch_size=4, max_steps=20_000),
+}
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_columns_do_not_see_each_other(way: str) -> None:
+    """Each stops at its own tolerance, early or late, as it would alone."""
+    matrix, parts = gram_parts()
+    factors = LissaFactors(
+        Dense(matrix),
+        parts if way == "minibatches" else (),
+        accelerate=way == "accelerated",
+        max_steps=20_000,
+    )
+    top = torch.linalg.eigh(matrix).eigenvectors[:, -2:]
+    right = torch.cat([top, draw(12, 3)], dim=1)
+    together = factors.inverse(0.05) @ right
+    steps = set()
+    for j in range(5):
+        inverse = factors.inverse(0.05)
+        alone = inverse @ right[:, j : j + 1]
+        assert off(together[:, j : j + 1], alone) < 1e-10
+        steps.add(inverse.certificate.steps)
+    assert len(steps) > 1
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_how_many_are_solved_at_once_does_not_matter(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make("mlp")
+    influence = uw.Influence(case.model, case.loss, WAYS[way], damping=0.1).fit(case.train)
+    whole = influence.scores(case.test).values
+    p = sum(t.numel() for t in case.model.parameters())
+    for rows in (1, 2):
+        monkeypatch.setattr("upweight.influence.SOLVED_BYTES", rows * 3 * 8 * p)
+        assert off(influence.scores(case.test).values, whole) < 1e-10
+
+
+def test_steps_end_within_a_round_of_parts() -> None:
+    matrix, parts = gram_parts(batch=4)
+    counted = [Part(Counting(p.operator.matrix), p.share) for p in parts]  # type: ignore[attr-defined]
+    factors = LissaFactors(Dense(matrix), counted, max_steps=5)
+    before = sum(len(p.operator.calls) for p in counted)  # type: ignore[attr-defined]
+    inverse, right = factors.inverse(0.05), draw(12, 3)
+    with pytest.warns(uw.ResidualWarning, match="5 steps were not enough"):
+        x = inverse @ right
+    assert len(counted) == 10
+    assert inverse.certificate.steps == 5
+    assert sum(len(p.operator.calls) for p in counted) - before == 5  # type: ignore[attr-defined]
+    true = residuals(matrix, 0.05, x, right)
+    assert inverse.certificate.residual_max == pytest.approx(float(true.max()), rel=1e-9)

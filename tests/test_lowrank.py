@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,11 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import upweight as uw
+from cases import make
 from matrices import Counting, draw, off, residuals, solved, with_spectrum
+from reference import Reference
 from upweight.inverse import JacobiFactors, LanczosFactors, NystroemFactors
+from upweight.inverse.approximate import ApproximateInverse, products_spent
 from upweight.inverse.jacobi import hutchinson_diagonal
 from upweight.inverse.lanczos import lanczos
-from upweight.operator import Dense, LinearOperator
+from upweight.operator import BlockDiagonal, Dense, Diagonal, Identity, LinearOperator, Product
 
 SPREAD = torch.cat([torch.logspace(-6, -2, 40), torch.tensor([0.5, 1.0, 3.0, 8.0])]).double()
 INDEFINITE = torch.cat([SPREAD, torch.tensor([-2.0, -0.3])]).double()
@@ -208,6 +213,36 @@ def test_residuals_are_measured_on_a_budget(name: str) -> None:
     assert inverse.certificate.measured == 8
 
 
+def test_an_answer_that_is_no_number_leaves_an_infinite_residual() -> None:
+    matrix, certificate = Dense(with_spectrum(SPREAD)), uw.Certificate("own", 0.1, 44)
+    nothing = Diagonal(torch.full((44,), float("nan")).double())
+    inverse = ApproximateInverse(nothing, matrix.damped(0.1), certificate)
+    inverse.budget = 2
+    inverse @ draw(44, 5)
+    assert certificate.residual_max == float("inf")
+    assert "inf (of 2 measured)" in str(certificate)
+
+
+class Odd(Counting):
+    """With names that mean something else than in the operators of the algebra."""
+
+    factors, blocks, terms = 3, None, torch.ones(2)
+
+
+def test_products_are_counted_through_the_algebra() -> None:
+    a, b, odd = Counting(torch.eye(2)), Counting(torch.eye(3)), Odd(torch.eye(2))
+    for operator, each in (
+        (2.0 * a, 1),
+        (a.damped(0.1), 1),
+        (Product([Identity(2, a.dtype, "cpu"), 0.5 * a.damped(0.1)]).damped(0.2), 1),
+        (BlockDiagonal([0.5 * a, b]), 2),
+        (3.0 * odd, 1),
+    ):
+        before = products_spent(operator)
+        operator @ torch.ones(operator.size, 4)
+        assert products_spent(operator) == before + 4 * each
+
+
 def test_jacobi_is_the_diagonal() -> None:
     matrix = with_spectrum(SPREAD)
     inverse = JacobiFactors(Dense(matrix)).inverse(0.1)
@@ -224,3 +259,104 @@ def test_the_estimated_diagonal_tends_to_the_exact_one() -> None:
     # of a diagonal matrix one probe is enough
     diagonal = torch.diag(torch.arange(1.0, 5.0).double())
     assert off(hutchinson_diagonal(Dense(diagonal), 1), diagonal.diagonal()) < 1e-12
+
+
+def test_probes_do_not_depend_on_how_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = Counting(with_spectrum(SPREAD))
+    wanted = hutchinson_diagonal(operator, 7, seed=3)
+    for held, calls in ((1, [1] * 7), (2 * 44, [2, 2, 2, 1]), (100 * 44, [7])):
+        monkeypatch.setattr("upweight.inverse.jacobi.PROBED_NUMBERS", held)
+        operator.calls.clear()
+        assert off(hutchinson_diagonal(operator, 7, seed=3), wanted) < 1e-12
+        assert operator.calls == calls
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+@pytest.mark.parametrize(("roots", "products"), [(512, 3), (2, 43)], ids=["roots", "too wide"])
+def test_the_exact_diagonal_of_a_model(
+    curvature: Any, roots: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the roots of each row, as many products as outputs; without roots as parameters."""
+    case = make("mlp")
+    monkeypatch.setattr("upweight.curvature.form.ROOT_OUTPUTS", roots)
+    recipe = uw.Jacobi(probes=None)
+    influence = uw.Influence(
+        case.model, case.loss, recipe, curvature=curvature, damping=0.1, certify=0
+    ).fit(case.train)
+    found = 1 / (influence.inverse @ torch.ones(43).double()) - 0.1
+    assert off(found, Reference(case).curvature(curvature).diagonal()) < 1e-10
+    assert influence.certificate.products == products
+
+
+# --- a start at the test rows --------------------------------------------------------------------
+
+WAITING = {
+    "arnoldi": uw.Arnoldi(rank=3, start="test"),
+    "cg": uw.CG(uw.Arnoldi(rank=3, start="test")),
+}
+waiting = pytest.mark.parametrize("name", sorted(WAITING))
+
+
+def fit(name: str, **options: Any) -> uw.Influence:
+    case = make("mlp")
+    options = {"damping": 0.1, **options}
+    return uw.Influence(case.model, case.loss, WAITING[name], **options).fit(case.train)
+
+
+@waiting
+@pytest.mark.parametrize("blocks", ["full", "layer"])
+def test_nothing_is_computed_before_the_test_rows(
+    name: str, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[int]()
+    apply = uw.GGN._apply
+
+    def counted(self: uw.GGN, columns: Tensor) -> Tensor:
+        calls.append(columns.shape[1])
+        return apply(self, columns)
+
+    monkeypatch.setattr(uw.GGN, "_apply", counted)
+    influence = fit(name, blocks=blocks)
+    for damping in (0.1, 0.2):
+        influence.damping = damping
+        certificate = influence.certificate
+        assert "nothing computed yet" in str(certificate)
+        assert (certificate.products, certificate.damping) == (0, damping)
+    influence.refine()
+    assert not calls
+    influence.scores(make("mlp").test)
+    assert calls
+    assert "nothing computed yet" not in str(influence.certificate)
+    assert influence.certificate.products > 0
+
+
+@waiting
+@pytest.mark.parametrize(
+    ("damping", "told"),
+    [
+        ({"wrong": 1.0}, "one damping for each of the blocks"),
+        ({"0": 0.1}, "one damping for each of the blocks"),
+        ({"0": 0.1, "2": -0.1}, "damping λ ≥ 0"),
+        (-0.1, "damping λ ≥ 0"),
+        (float("nan"), "damping λ ≥ 0"),
+    ],
+)
+def test_a_bad_damping_is_refused_while_waiting(name: str, damping: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        fit(name, blocks="layer", damping=damping)
+    influence = fit(name, blocks="layer")
+    with pytest.raises(ValueError, match=told):
+        influence.damping = damping
+    assert influence.damping == 0.1
+    assert influence.scores(make("mlp").test).provenance["damping"] == 0.1
+
+
+@pytest.mark.parametrize("blocks", ["full", "layer"])
+def test_a_damping_of_zero_is_refused_while_waiting(blocks: Any) -> None:
+    with pytest.raises(ValueError, match="damping above 0"):
+        fit("arnoldi", blocks=blocks, damping=0.0)
+    influence = fit("arnoldi", blocks=blocks)
+    with pytest.raises(ValueError, match="damping above 0"):
+        influence.damping = 0.0
+    with pytest.raises(TypeError, match="blocks='layer'"):
+        fit("arnoldi").damping = {"0": 0.1, "2": 0.1}

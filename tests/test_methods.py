@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import upweight as uw
 from cases import Case, make
 from matrices import off
-from reference import Reference
+from reference import KroneckerReference, Reference
 
 DAMPING = 0.05
 
@@ -184,6 +184,44 @@ def test_refining_computes_nothing_again() -> None:
     assert exact.certificate.products <= spent + (steps + 3) * case.m
 
 
+@pytest.mark.parametrize("recipe", [uw.EKFAC(relative="layer"), uw.KFAC(relative="global")])
+@pytest.mark.parametrize("blocks", ["full", "layer"])
+def test_refining_needs_one_damping(recipe: Any, blocks: Any) -> None:
+    with pytest.raises(TypeError, match=r"one λ; .*relative=None"):
+        fit(make("mlp"), recipe, blocks=blocks).refine()
+
+
+@pytest.mark.parametrize("blocks", ["full", "layer"])
+@pytest.mark.parametrize("asked", ["measure", "refine"])
+def test_other_rows_leave_no_trace(blocks: Any, asked: str) -> None:
+    """Of a method that begins with the test rows, on what it says of its own."""
+    case = make("mlp")
+    other = tuple(t[:2] for t in case.test)
+
+    def ask(influence: uw.Influence) -> None:
+        if asked == "measure":
+            assert influence.measure(other).columns == 2
+        else:
+            influence.refine().scores(other)
+
+    def answers(asking: bool) -> list[Tensor]:
+        influence = fit(case, uw.Arnoldi(rank=4, start="test"), blocks=blocks)
+        found: list[Tensor] = []
+        if asking:
+            ask(influence)
+        found.append(influence.self_influence().values)
+        found.append(influence.scores(case.test).values)
+        if asking:
+            ask(influence)
+        found.append(influence.self_influence().values)
+        influence.damping = 2 * DAMPING
+        found.append(influence.self_influence().values)
+        return [*found, influence.scores(case.test).values]
+
+    for got, wanted in zip(answers(True), answers(False), strict=True):
+        assert off(got, wanted) < 1e-12
+
+
 # --- blocks --------------------------------------------------------------------------------------
 
 
@@ -253,6 +291,53 @@ def test_a_damping_for_every_block() -> None:
     assert "damping by block" in str(influence.scores(case.test))
 
 
+@pytest.mark.parametrize("damping", [0.3, {"0": 0.3, "2": 0.7}])
+def test_blocks_with_a_damping_relative_to_each(damping: Any) -> None:
+    case = make("mlp")
+    choice, entries = BLOCKS["layer"]
+    kronecker, reference = KroneckerReference(case).dense(True), Reference(case)
+    shift = torch.zeros(43).double()
+    own_of = damping.values() if isinstance(damping, dict) else (damping, damping)
+    for at, own in zip(entries, own_of, strict=True):
+        shift[at] = own * kronecker.diagonal()[at].mean()
+    inverse = torch.linalg.inv(kronecker + torch.diag(shift))
+    right = reference.gradients(reference.test, case.m).T
+    wanted = right.T @ inverse @ reference.gradients(reference.train, case.n).T
+    influence = fit(case, uw.EKFAC(relative="layer"), blocks=choice, damping=damping, certify=None)
+    assert off(influence.scores(case.test).values, wanted) < 1e-8
+    rest = (reference.curvature("ggn") + torch.diag(shift)) @ inverse @ right - right
+    residuals = rest.norm(dim=0) / right.norm(dim=0)
+    assert influence.certificate.residual_max == pytest.approx(float(residuals.max()), rel=1e-6)
+
+
+RANKS = {
+    "nystroem": "nystroem",
+    "nystroem of rank 40": uw.Nystroem(rank=40),
+    "arnoldi": "arnoldi",
+    "arnoldi of rank 40": uw.Arnoldi(rank=40),
+    "arnoldi at the test rows": uw.Arnoldi(rank=40, start="test"),
+    "cg": uw.CG("nystroem", rtol=1e-10),
+    "cg of rank 40": uw.CG(uw.Nystroem(rank=40), rtol=1e-10),
+}
+
+
+@pytest.mark.parametrize("name", sorted(RANKS))
+@pytest.mark.parametrize("choice", ["layer", "parameter"])
+def test_a_rank_is_at_most_the_size_of_its_block(name: str, choice: Any) -> None:
+    """Blocks of 25 parameters and less: all of their directions, so the method is exact."""
+    case = make("mlp")
+    wanted = fit(case, "direct", blocks=choice).scores(case.test).values
+    found = fit(case, RANKS[name], blocks=choice).scores(case.test).values
+    assert off(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["nystroem", "arnoldi", uw.Arnoldi(start="test")])
+def test_the_default_rank_is_at_most_the_number_of_parameters(method: Any) -> None:
+    case = make("linear_no_bias")  # 6 parameters
+    wanted = Reference(case).influence("ggn", DAMPING)
+    assert off(fit(case, method).scores(case.test).values, wanted) < 1e-6
+
+
 @pytest.mark.parametrize(
     "damping", [{"0": 0.3}, {"0": 0.3, "2": 0.7, "4": 1.0}, {"0": 1, "two": 1}]
 )
@@ -301,6 +386,20 @@ def test_scores_by_block_sum_to_the_whole(case: Case, by: Any, mode: Any) -> Non
     if by == "parameter":
         assert list(parts) == names
     assert all(part.provenance["block"] == name for name, part in parts.items())
+
+
+@pytest.mark.parametrize("mode", ["up", "perturbation"])
+def test_scores_by_block_in_pieces(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some test rows at once, some training rows at once."""
+    case = make("mlp")
+    influence = fit(case, "direct", batch_size=4)
+    whole = influence.scores(case.test, mode=mode).values
+    wanted = {k: v.values for k, v in influence.scores(case.test, mode=mode, by="layer").items()}
+    monkeypatch.setattr("upweight.influence.SOLVED_BYTES", 2 * 3 * 8 * size(case))
+    parts = influence.scores(case.test, mode=mode, by="layer")
+    assert off(parts["0"].values + parts["2"].values, whole) < 1e-12
+    assert list(parts) == ["0", "2"]
+    assert all(off(parts[name].values, wanted[name]) < 1e-12 for name in parts)
 
 
 def test_scores_by_block_are_those_of_the_block_alone() -> None:
@@ -355,6 +454,18 @@ def test_a_new_damping_reuses_what_was_computed() -> None:
         assert influence.certificate.products == spent
         fresh = fit(case, recipe, damping=0.2, certify=0)
         assert off(influence.scores(case.test).values, fresh.scores(case.test).values) < 1e-10
+
+
+def test_products_are_counted_within_other_operators() -> None:
+    case, made = make("mlp"), list[uw.GGN]()
+
+    def half(risk: uw.EmpiricalRisk) -> uw.LinearOperator:
+        made.append(uw.GGN(risk))
+        return 0.5 * made[0]
+
+    influence = fit(case, uw.CG(), half)  # type: ignore[arg-type]
+    influence.scores(case.test)
+    assert influence.certificate.products == made[0].products > case.m
 
 
 def test_negative_curvature_ends_in_an_error() -> None:

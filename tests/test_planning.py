@@ -11,6 +11,8 @@ from torch import nn
 
 import upweight as uw
 from cases import make
+from matrices import off
+from reference import Reference
 from upweight.costs import Workload
 from upweight.planning import propose
 from upweight.recipes import METHODS
@@ -143,6 +145,28 @@ def test_auto_takes_the_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Nystroem" in iterated.certificate.facts["preconditioner"]
     difference = iterated.scores(case.test).values - direct.scores(case.test).values
     assert float(difference.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_an_output_too_wide_for_roots_has_no_smaller_side(
+    curvature: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make("mlp")  # 11 rows times 3 outputs are fewer than 43 parameters
+    options: dict[str, Any] = {"damping": 0.1, "curvature": curvature}
+    monkeypatch.setattr("upweight.planning.DIRECT_PARAMETERS", 40)
+    narrow = uw.plan(case.model, case.loss, case.train, case.test, **options)
+    assert narrow.proposal == uw.Direct()
+    monkeypatch.setattr("upweight.curvature.form.ROOT_OUTPUTS", 2)
+    wide = uw.plan(case.model, case.loss, case.train, case.test, **options)
+    assert wide.proposal == uw.CG(preconditioner=uw.Nystroem(rank=43))
+    memory = [plan.table.set_index("method").loc["direct", "memory_mib"] for plan in (narrow, wide)]
+    assert memory[1] > memory[0]
+    for method, chosen in (("auto", "cg"), ("direct", "direct")):
+        influence = uw.Influence(case.model, case.loss, method, **options).fit(case.train)
+        assert influence._fitted().operator.rank_bound == 43  # type: ignore[attr-defined]
+        assert influence.certificate.method == chosen
+        wanted = Reference(case).influence("ggn", 0.1)
+        assert off(influence.scores(case.test).values, wanted) < 1e-6
 
 
 def test_a_curvature_without_rows_has_no_plan() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from upweight.blocks import BlockChoice, parameter_blocks
-from upweight.influence import gathered_gradients
+from upweight.influence import gathered_gradients, mean_gradient
 from upweight.inverse import BlockFactors, Certificate, CGFactors
 from upweight.operator import LinearOperator
 from upweight.recipes import Recipe
@@ -84,7 +84,7 @@ class Fitted:
     def ready(self, test: EmpiricalRisk | None, budget: int | None) -> LinearOperator:
         """The inverse for one call: told of the test rows, and with right-hand sides to measure."""
         inform = getattr(self.prepared, "inform", None)
-        if test is not None and inform is not None and inform(test.gradient()):
+        if test is not None and inform is not None and inform(mean_gradient(test)):
             self.inverse = None
         inverse = self.solver()
         if hasattr(inverse, "budget"):
@@ -113,8 +113,10 @@ class Fitted:
 
     def refined(self, described: str, rtol: float | None, max_steps: int) -> Fitted:
         """Conjugate gradients on all of C, with what is prepared as preconditioner."""
+        # a copy: its test rows may be another start than those of this one
+        own = copy.copy(self.prepared)
         prepared = CGFactors(
-            self.operator, self.prepared, described=described, rtol=rtol, max_steps=max_steps
+            self.operator, own, described=described, rtol=rtol, max_steps=max_steps
         )
         fitted = replace(self, prepared=prepared, inverse=None, method="cg")
         if not prepared.waits:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from upweight.operator import LinearOperator
-from upweight.risk import EmpiricalRisk
+from upweight.risk import Chunk, EmpiricalRisk
 
 __all__ = [
     "Mode",
     "gathered_gradients",
     "influence_blocks",
+    "mean_gradient",
     "mean_influence",
     "self_influence",
 ]
@@ -89,8 +90,15 @@ def _against_train(
     for at, entries in enumerate([None] if parts is None else parts):
         # a pass for every part: side by side they would take as many times the memory
         own = solved if entries is None else _only(solved, entries)
-        for chunk, slopes in train.feature_gradients(own):
+        for chunk, slopes in _finite_slopes(train, own):
             yield slice(chunk.start, chunk.stop), at, slopes
+
+
+def _finite_slopes(train: EmpiricalRisk, solved: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
+    for chunk, slopes in train.feature_gradients(solved):
+        kind = "the derivative of its gradient by its features"
+        _check_finite(slopes.transpose(0, 1), chunk.start, "training", kind)
+        yield chunk, slopes
 
 
 def _only(solved: Tensor, entries: Tensor) -> Tensor:
@@ -99,34 +107,41 @@ def _only(solved: Tensor, entries: Tensor) -> Tensor:
     return own
 
 
-def _check_finite(gradients: Tensor, start: int, what: str) -> None:
+def _check_finite(
+    gradients: Tensor, start: int, what: str, kind: str = "the gradient of its loss"
+) -> None:
     """Refuse rows whose loss has no finite gradient: their scores would be NaN, and all means."""
     # a NaN or inf anywhere shows in the sum, which is several times faster than looking at each
     if bool(torch.isfinite(gradients.sum())):
         return
-    bad = (~torch.isfinite(gradients)).any(1).nonzero().flatten()
+    bad = (~torch.isfinite(gradients)).flatten(1).any(1).nonzero().flatten()
     if len(bad):
         raise ValueError(
-            f"{what} data: row {start + int(bad[0])}: the gradient of its loss is not finite (NaN "
-            "or inf), though the loss is. Has the loss a root or a logarithm of zero there, as the "
-            "square root of an error has where the fit is exact?"
+            f"{what} data: row {start + int(bad[0])}: {kind} is not finite (NaN or inf), though "
+            "the loss is. Has the loss a root or a logarithm of zero there, as the square root of "
+            "an error has where the fit is exact?"
         )
+
+
+def mean_gradient(test: EmpiricalRisk) -> Tensor:
+    """1/m Σ_j g_test[j], (p,), of rows that all have a finite gradient."""
+    gradient = test.gradient()
+    if not bool(torch.isfinite(gradient).all()):
+        for chunk, gradients in test.row_gradients():
+            _check_finite(gradients, chunk.start, "test")
+    return gradient
 
 
 def mean_influence(
     inverse: LinearOperator, train: EmpiricalRisk, test: EmpiricalRisk, mode: Mode
 ) -> Tensor:
     """1/m Σ_j I[j, i], (n,) or (n, ...x), by one solve with the mean test gradient."""
-    gradient = test.gradient()
-    if not bool(torch.isfinite(gradient).all()):
-        for chunk, gradients in test.row_gradients():
-            _check_finite(gradients, chunk.start, "test")
-    solved = inverse @ gradient[:, None]  # (p, 1)
+    solved = inverse @ mean_gradient(test)[:, None]  # (p, 1)
     if mode == "up":
         found = train.matmul(solved)
         _check_finite(found, 0, "training")
         return found[:, 0]
-    return torch.cat([slopes[0] for _, slopes in train.feature_gradients(solved)])
+    return torch.cat([slopes[0] for _, slopes in _finite_slopes(train, solved)])
 
 
 def self_influence(inverse: LinearOperator, rows: EmpiricalRisk) -> Tensor:

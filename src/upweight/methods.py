@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from upweight.blocks import Block, BlockChoice, parameter_blocks
-from upweight.choices import (
-    CurvatureChoice,
-    check_blocks,
-    check_certify,
-    check_dampings,
-    choose_curvature,
-    choose_method,
-)
-from upweight.fitted import Damping, Fitted
+from upweight.fitting import Fitting, telling
 from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
-from upweight.inverse import Certificate
-from upweight.operator import LinearOperator
+from upweight.margins import TestLoss
 from upweight.planning import Auto, Plan, make_plan
+from upweight.prediction import Drop, Order, Prediction, masks_of, predict_removal
 from upweight.recipes import CG, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
@@ -35,11 +26,8 @@ from upweight.version import __version__
 
 __all__ = ["Influence", "plan"]
 
-# Right-hand sides of one call whose residual is measured where the method does not know it.
-CERTIFIED = 8
 
-
-class Influence:
+class Influence(Fitting):
     """Influence of training rows on a trained model's test losses.
 
         I[j, i] = g_test[j]ᵀ (C + λI)⁻¹ g_train[i]
@@ -65,7 +53,9 @@ class Influence:
         operator.
     damping
         λ ≥ 0, in the units of C; with `blocks`, one number or one for every block by name. May be
-        set again after `fit`, which re-uses what was computed.
+        set again after `fit`, which re-uses what was computed. ``"auto"``: chosen by `fit`, from
+        held-out rows if there are any, else from the record of the training, else from the scale of
+        C; `damping_choice` says which and why.
     blocks
         ``"full"``, or which parameters are a block of their own: ``"layer"``, ``"parameter"``, or
         groups ``{"body": "body.*", "head": "head.*"}``. Between blocks C is taken as zero; the
@@ -74,6 +64,8 @@ class Influence:
         For how many right-hand sides of every call an approximate method measures its residual
         against the exact curvature, at one product with it each; None for all. Exact methods
         always know theirs.
+    record
+        For ``damping="auto"``: the `TrainingRecord` of the model.
     parameters
         Name patterns of the parameters to differentiate by; default: all with ``requires_grad``.
     forward, target, features
@@ -97,121 +89,134 @@ class Influence:
     tensor([[ 0.5000, -1.0000]])
     """
 
-    def __init__(
+    @overload
+    def scores(
         self,
-        model: nn.Module,
-        loss: Callable[[Any, Any], Tensor],
-        method: str | Recipe = "direct",
+        test: Any,
+        train: Any = None,
         *,
-        damping: Damping,
-        curvature: CurvatureChoice = "ggn",
-        blocks: Literal["full"] | BlockChoice = "full",
-        certify: int | None = CERTIFIED,
-        parameters: str | Sequence[str] | None = None,
-        forward: Callable[[nn.Module, Any], Any] | None = None,
-        target: Callable[[Any], Any] | None = None,
-        features: Callable[[Any], Tensor] | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        self.model = model
-        self.loss = loss
-        self.method: Recipe = choose_method(method)
-        self.blocks = check_blocks(blocks)
-        self.certify = check_certify(certify)
-        self.curvature = curvature if callable(curvature) else str(curvature)
-        self._make_curvature = choose_curvature(curvature)
-        self._damping = check_dampings(damping, self.blocks)
-        self._options: dict[str, Any] = {
-            "parameters": parameters,
-            "forward": forward,
-            "target": target,
-            "features": features,
-            "batch_size": batch_size,
-        }
-        self._fit: Fitted | None = None
+        mode: Mode = "up",
+        test_loss: TestLoss = "loss",
+        names: Sequence[Any] | None = None,
+        to: str | os.PathLike[str] | None = None,
+        by: None = None,
+    ) -> Scores: ...
 
-    def fit(self, train: Any, *, names: Sequence[Any] | None = None) -> Influence:
-        """Compute the curvature of the mean loss over the training rows, and prepare its inverse.
+    @overload
+    def scores(
+        self,
+        test: Any,
+        train: Any = None,
+        *,
+        mode: Mode = "up",
+        names: Sequence[Any] | None = None,
+        by: BlockChoice,
+    ) -> dict[str, Scores]: ...
 
-        Parameters
-        ----------
-        train
-            The rows that the model was trained on, as one argument: ``(x, y)``, a map-style data
-            set, or a `DataLoader`, of which all rows are taken in the order of its data set.
-        names
-            One name per row; default: a pandas index, else positions.
-
-        Returns
-        -------
-        Influence
-            Itself.
-        """
-        with _telling("training data"):
-            risk = self._new_risk(train, names)
-        operator = self._make_curvature(risk)
-        # all at once, at the end: after an error what an earlier fit computed still fits together
-        self._fit = Fitted.of(risk, operator, self.method, self.blocks, self._damping)
-        return self
-
-    def risk(
-        self, data: Any, *, names: Sequence[Any] | None = None, what: str = "data"
-    ) -> EmpiricalRisk:
-        """The mean loss over some rows, with this model, loss and parameters."""
-        with _telling(what):
-            # Model and loss have been probed by fit(): rows of the same form need no second time.
-            known = None if self._fit is None else self._fit.risk.over(data, names)
-            found = known or self._new_risk(data, names)
-        if self._fit is not None and found.model.names != self._fit.risk.model.names:
-            raise RuntimeError(
-                "other parameters have requires_grad than at fit(): the curvature is of other "
-                "parameters than these gradients. Call fit(train) again"
-            )
-        return found
-
-    def _new_risk(self, data: Any, names: Sequence[Any] | None) -> EmpiricalRisk:
-        return EmpiricalRisk(self.model, self.loss, data, names=names, **self._options)
-
-    @property
-    def damping(self) -> Damping:
-        """λ. Setting it after `fit` re-uses everything that does not depend on it."""
-        return self._damping
-
-    @damping.setter
-    def damping(self, damping: Damping) -> None:
-        damping = check_dampings(damping, self.blocks)
-        if self._fit is not None:
-            self._fit.set_damping(damping)
-        self._damping = damping
-
-    @property
-    def inverse(self) -> LinearOperator:
-        """(C + λI)⁻¹ as an operator, after `fit`."""
-        return self._fitted().solver()
-
-    @property
-    def certificate(self) -> Certificate:
-        """How exact the solves since `fit` were: residuals, steps, products, coverage, notes.
-
-        A new damping begins a new one, and so do other test rows where a method begins with them.
-        Residuals are those of (C + λI) x = g for the exact curvature C, whatever the method.
-        """
-        return self._fitted().certificate()
-
-    def measure(self, test: Any, rows: int | None = None) -> Certificate:
-        """How exact this method is for some test rows, on a certificate of its own.
+    def scores(
+        self,
+        test: Any,
+        train: Any = None,
+        *,
+        mode: Mode = "up",
+        test_loss: TestLoss = "loss",
+        names: Sequence[Any] | None = None,
+        to: str | os.PathLike[str] | None = None,
+        by: BlockChoice | None = None,
+    ) -> Scores | dict[str, Scores]:
+        """The influence of every training row on every test row.
 
         Parameters
         ----------
         test
-            The test rows, whose gradients are the right-hand sides.
-        rows
-            For how many of them the residual is measured, at one product with the exact curvature
-            each; None for all.
+            m test rows, in any form that `fit` takes.
+        train
+            Rows to score; default: those of `fit`.
+        mode
+            ``"up"``: one number per pair. ``"perturbation"``: its derivative by the features of the
+            training row, (m, n, ...x).
+        test_loss
+            Whose gradients g_test are: ``"loss"``, the loss of the model; ``"margin"``, minus the
+            log odds of the label, which does not saturate as a loss does; or a function of output
+            and target that is lower where the model does better.
+        names
+            One name per test row.
+        to
+            A directory to write to, block by block, so that memory does not grow with n. It appears
+            when it is complete.
+        by
+            ``"layer"``, ``"parameter"`` or groups of parameters as in `blocks`: what each of them
+            contributes to the scores, which are the sum. With ``blocks`` of the same choice these
+            are the influences through each block alone.
+
+        Returns
+        -------
+        Scores
+            ``values`` (m, n) or (m, n, ...x): a tensor, or a zarr array with `to`. With `by`, one
+            for every block by name.
         """
-        fitted = self._fitted()
-        test_risk = self.risk(test, what="test data")
-        self._check_unchanged(test_risk)
-        return fitted.measure(test_risk, rows)
+        train_risk, test_risk = self._pair(test, train, names, mode, test_loss)
+        shape = (test_risk.n, train_risk.n)
+        if mode == "perturbation":
+            shape = (*shape, *train_risk.feature_shape())
+        dtype = train_risk.dtype
+        if by is not None:
+            if to is not None:
+                raise ValueError("scores by block are kept in memory: leave out to=")
+            blocks = parameter_blocks(train_risk.model, by)
+            sinks = [ArraySink(shape, dtype) for _ in blocks]
+            self._fill(sinks, train_risk, test_risk, mode, list(blocks.values()))
+            provenance = self._provenance(mode, train_risk, test_risk, test_loss)
+            found = zip(blocks, [sink.finish() for sink in sinks], strict=True)
+            names_of = test_risk.rows.names, train_risk.rows.names
+            return {name: Scores(v, *names_of, {**provenance, "block": name}) for name, v in found}
+        if to is None:
+            sink = ArraySink(shape, dtype)
+            self._fill([sink], train_risk, test_risk, mode)
+            provenance = self._provenance(mode, train_risk, test_risk, test_loss)
+            return Scores(sink.finish(), test_risk.rows.names, train_risk.rows.names, provenance)
+        with atomic_directory(to) as folder:
+            zarr = ZarrSink(folder / "values", shape, dtype)
+            self._fill([zarr], train_risk, test_risk, mode)
+            provenance = self._provenance(mode, train_risk, test_risk, test_loss)
+            write_meta(folder, test_risk.rows.names, train_risk.rows.names, provenance)
+        return Scores.load(to)
+
+    def mean_scores(
+        self,
+        test: Any,
+        train: Any = None,
+        *,
+        mode: Mode = "up",
+        test_loss: TestLoss = "loss",
+    ) -> RowScores:
+        """The mean influence of every training row over the test rows, by one solve.
+
+        Equal to ``scores(test).mean()`` to round-off, whatever the number of test rows:
+        1/m Σ_j I[j, i] = (1/m Σ_j g_test[j])ᵀ (C + λI)⁻¹ g_train[i].
+        """
+        train_risk, test_risk = self._pair(test, train, None, mode, test_loss)
+        inverse = self._fitted().ready(test_risk, self.certify)
+        values = mean_influence(inverse, train_risk, test_risk, mode)
+        provenance = {**self._provenance(mode, train_risk, test_risk, test_loss), "reduced": "mean"}
+        meaning = SIGN if mode == "up" else SIGN_PERTURBATION
+        return RowScores(
+            values.to("cpu", train_risk.dtype), train_risk.rows.names, provenance, meaning
+        )
+
+    def self_influence(self, train: Any = None) -> RowScores:
+        """g_iᵀ (C + λI)⁻¹ g_i: how much each row's own loss rests on the row being there.
+
+        Large for rows that the model had to learn by heart: outliers and wrong labels.
+        """
+        fitted = self._fitted().risk
+        risk = fitted if train is None else self.risk(train, what="training data")
+        self._check_unchanged(risk)
+        inverse = self._fitted().ready(None, self.certify)
+        values = self_influence(inverse, risk).to("cpu", risk.dtype)
+        provenance = {**self._provenance("self", risk, risk), "reduced": "self"}
+        meaning = "large = the row's own loss rests on the row being in the training data"
+        return RowScores(values, risk.rows.names, provenance, meaning)
 
     def refine(self, rtol: float | None = None, *, max_steps: int = 1000) -> Influence:
         """Exact scores from an approximate method: conjugate gradients with it as preconditioner.
@@ -229,18 +234,14 @@ class Influence:
         -------
         Influence
             Fitted, with all of C even where this one takes it in blocks.
+
+        Raises
+        ------
+        TypeError
+            If λ is not one number: one for every block, or ``EKFAC(relative=...)``.
         """
         fitted = self._fitted()
-        if isinstance(self._damping, Mapping):
-            raise TypeError(
-                "refine() solves (C + λI) x = g for one λ; this influence has one for every block. "
-                "Set damping to one number first"
-            )
-        if getattr(self.method, "relative", None) is not None:
-            raise TypeError(
-                "refine() solves (C + λI) x = g for one λ; this method damps every layer relative "
-                "to its eigenvalues. Use relative=None"
-            )
+        self._check_one_damping("refine()")
         refined = copy.copy(self)
         refined.blocks = "full"
         refined.method = CG(preconditioner=self.method, rtol=rtol, max_steps=max_steps)
@@ -265,7 +266,7 @@ class Influence:
         if train is None:
             risk = self._fitted().risk
         else:
-            with _telling("training data"):
+            with telling("training data"):
                 risk = self._new_risk(train, None)
         rows = risk.n if test is None else test if isinstance(test, int) else len(Rows(test))
         methods: list[Recipe] = [make() for name, make in METHODS.items() if name != "jacobi"]
@@ -276,155 +277,104 @@ class Influence:
         lowest = min(damping.values()) if isinstance(damping, Mapping) else damping
         return make_plan(self._make_curvature(risk), methods, lowest, rows)
 
-    @overload
-    def scores(
+    def predict(
         self,
         test: Any,
-        train: Any = None,
+        drop: Drop,
         *,
-        mode: Mode = "up",
+        order: Order = "newton",
+        test_loss: TestLoss = "loss",
         names: Sequence[Any] | None = None,
-        to: str | os.PathLike[str] | None = None,
-        by: None = None,
-    ) -> Scores: ...
+    ) -> Prediction:
+        """The loss of every test row after training without some rows, without training.
 
-    @overload
-    def scores(
-        self,
-        test: Any,
-        train: Any = None,
-        *,
-        mode: Mode = "up",
-        names: Sequence[Any] | None = None,
-        by: BlockChoice,
-    ) -> dict[str, Scores]: ...
+            δ = −(C_S + λI)⁻¹ (∇L_S(θ) − ∇L(θ))
 
-    def scores(
-        self,
-        test: Any,
-        train: Any = None,
-        *,
-        mode: Mode = "up",
-        names: Sequence[Any] | None = None,
-        to: str | os.PathLike[str] | None = None,
-        by: BlockChoice | None = None,
-    ) -> Scores | dict[str, Scores]:
-        """The influence of every training row on every test row.
+        with S the rows that remain. The prediction is the test loss at θ + δ: one Newton step on
+        their mean loss, with their own curvature. It sees what a sum of influences cannot: that
+        rows which say the same thing are missed only when all of them go.
 
         Parameters
         ----------
         test
-            m test rows, in any form that `fit` takes.
-        train
-            Rows to score; default: those of `fit`.
-        mode
-            ``"up"``: one number per pair. ``"perturbation"``: its derivative by the features of the
-            training row, (m, n, ...x).
+            The test rows.
+        drop
+            The training rows to remove together: positions from 0, names that are text, or a mask
+            (n,). Several groups at once: a mapping from names to such rows, a sequence of them, or
+            masks (G, n), with True for a row that goes.
+        order
+            ``"newton"``, or ``"first"`` for the sum of influences alone.
+        test_loss
+            As for `scores`.
         names
             One name per test row.
-        to
-            A directory to write to, block by block, so that memory does not grow with n. It appears
-            when it is complete.
-        by
-            ``"layer"``, ``"parameter"`` or groups of parameters as in `blocks`: what each of them
-            contributes to the scores, which are the sum. With ``blocks`` of the same choice these
-            are the influences through each block alone.
 
         Returns
         -------
-        Scores
-            ``values`` (m, n) or (m, n, ...x): a tensor, or a zarr array with `to`. With `by`, one
-            for every block by name.
+        Prediction
+            ``before`` (m,), ``after`` (G, m), ``first_order``, and ``nonlinearity``: where that is
+            near 1 or above, only retraining can tell.
+
+        Raises
+        ------
+        TypeError
+            If the influence has another damping for every block or layer.
+
+        References
+        ----------
+        P. W. Koh, K. S. Ang, H. Teo, P. Liang, *On the accuracy of influence functions for
+        measuring group effects*, NeurIPS 2019, §3.
+
+        Examples
+        --------
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 2.0)  # the mean of the targets
+        >>> rows = torch.ones(3, 1), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> influence = Influence(model, torch.nn.functional.mse_loss, damping=0.0).fit(rows)
+        >>> influence.predict((torch.ones(1, 1), torch.tensor([[2.0]])), drop=[2]).after
+        tensor([[0.2500]], dtype=torch.float64)
         """
-        train_risk, test_risk = self._pair(test, train, names, mode)
-        shape = (test_risk.n, train_risk.n)
-        if mode == "perturbation":
-            shape = (*shape, *train_risk.feature_shape())
-        dtype = train_risk.dtype
-        if by is not None:
-            if to is not None:
-                raise ValueError("scores by block are kept in memory: leave out to=")
-            blocks = parameter_blocks(train_risk.model, by)
-            sinks = [ArraySink(shape, dtype) for _ in blocks]
-            self._fill(sinks, train_risk, test_risk, mode, list(blocks.values()))
-            provenance = self._provenance(mode, train_risk, test_risk)
-            found = zip(blocks, [sink.finish() for sink in sinks], strict=True)
-            names_of = test_risk.rows.names, train_risk.rows.names
-            return {name: Scores(v, *names_of, {**provenance, "block": name}) for name, v in found}
-        if to is None:
-            sink = ArraySink(shape, dtype)
-            self._fill([sink], train_risk, test_risk, mode)
-            provenance = self._provenance(mode, train_risk, test_risk)
-            return Scores(sink.finish(), test_risk.rows.names, train_risk.rows.names, provenance)
-        with atomic_directory(to) as folder:
-            zarr = ZarrSink(folder / "values", shape, dtype)
-            self._fill([zarr], train_risk, test_risk, mode)
-            provenance = self._provenance(mode, train_risk, test_risk)
-            write_meta(folder, test_risk.rows.names, train_risk.rows.names, provenance)
-        return Scores.load(to)
-
-    def mean_scores(
-        self,
-        test: Any,
-        train: Any = None,
-        *,
-        mode: Mode = "up",
-    ) -> RowScores:
-        """The mean influence of every training row over the test rows, by one solve.
-
-        Equal to ``scores(test).mean()`` to round-off, whatever the number of test rows:
-        1/m Σ_j I[j, i] = (1/m Σ_j g_test[j])ᵀ (C + λI)⁻¹ g_train[i].
-        """
-        train_risk, test_risk = self._pair(test, train, None, mode)
-        inverse = self._fitted().ready(test_risk, self.certify)
-        values = mean_influence(inverse, train_risk, test_risk, mode)
-        provenance = {**self._provenance(mode, train_risk, test_risk), "reduced": "mean"}
-        meaning = SIGN if mode == "up" else SIGN_PERTURBATION
-        return RowScores(
-            values.to("cpu", train_risk.dtype), train_risk.rows.names, provenance, meaning
-        )
-
-    def self_influence(self, train: Any = None) -> RowScores:
-        """g_iᵀ (C + λI)⁻¹ g_i: how much each row's own loss rests on the row being there.
-
-        Large for rows that the model had to learn by heart: outliers and wrong labels.
-        """
-        fitted = self._fitted().risk
-        risk = fitted if train is None else self.risk(train, what="training data")
-        self._check_unchanged(risk)
-        inverse = self._fitted().ready(None, self.certify)
-        values = self_influence(inverse, risk).to("cpu", risk.dtype)
-        provenance = {**self._provenance("self", risk, risk), "reduced": "self"}
-        meaning = "large = the row's own loss rests on the row being in the training data"
-        return RowScores(values, risk.rows.names, provenance, meaning)
+        self._check_one_damping("predict()")
+        fitted = self._fitted()
+        self._check_unchanged(fitted.risk)
+        test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
+        if order not in ("newton", "first"):
+            raise ValueError(f"expected order 'newton' or 'first'; got {order!r}")
+        dropped, groups = masks_of(drop, fitted.risk.rows.names)
+        return predict_removal(fitted, test_risk, dropped, groups, order=order)
 
     # --- inner parts
     # -------------------------------------------------------------------------------
 
-    def _fitted(self) -> Fitted:
-        if self._fit is None:
-            raise RuntimeError("no curvature yet: call fit(train) first")
-        return self._fit
+    def _check_one_damping(self, what: str) -> None:
+        if isinstance(self._damping, Mapping):
+            raise TypeError(
+                f"{what} solves (C + λI) x = g for one λ; this influence has one for every block. "
+                "Set damping to one number first"
+            )
+        if getattr(self.method, "relative", None) is not None:
+            raise TypeError(
+                f"{what} solves (C + λI) x = g for one λ; this method damps every layer relative "
+                "to its eigenvalues. Use relative=None"
+            )
 
     def _pair(
-        self, test: Any, train: Any, names: Sequence[Any] | None, mode: str
+        self,
+        test: Any,
+        train: Any,
+        names: Sequence[Any] | None,
+        mode: str,
+        test_loss: TestLoss,
     ) -> tuple[EmpiricalRisk, EmpiricalRisk]:
         if mode not in ("up", "perturbation"):
             raise ValueError(f"expected mode 'up' or 'perturbation'; got {mode!r}")
         fitted = self._fitted().risk
         self._check_unchanged(fitted)
-        test_risk = self.risk(test, names=names, what="test data")
+        test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
         train_risk = fitted if train is None else self.risk(train, what="training data")
         if mode == "perturbation":
             train_risk.feature_shape()
         return train_risk, test_risk
-
-    def _check_unchanged(self, risk: EmpiricalRisk) -> None:
-        if risk.model.fingerprint() != self._fitted().fingerprint:
-            raise RuntimeError(
-                "the model's parameters or buffers have changed since fit(): the curvature belongs "
-                "to the old ones. Call fit(train) again"
-            )
 
     def _fill(
         self,
@@ -444,7 +394,13 @@ class Influence:
                 sinks[at].write(rows, columns, block)
                 bar.update((rows.stop - rows.start) * (columns.stop - columns.start))
 
-    def _provenance(self, mode: str, train: EmpiricalRisk, test: EmpiricalRisk) -> dict[str, Any]:
+    def _provenance(
+        self,
+        mode: str,
+        train: EmpiricalRisk,
+        test: EmpiricalRisk,
+        test_loss: TestLoss = "loss",
+    ) -> dict[str, Any]:
         fitted = self._fitted()
         return {
             "method": self.method.name,
@@ -453,6 +409,7 @@ class Influence:
             "curvature": getattr(fitted.operator, "name", type(fitted.operator).__name__),
             "damping": self._damping,
             "mode": mode,
+            "test_loss": test_loss if isinstance(test_loss, str) else _name_of(test_loss),
             "train_rows": train.n,
             "test_rows": test.n,
             "parameters": train.p,
@@ -461,22 +418,9 @@ class Influence:
             "versions": {"upweight": __version__, "torch": torch.__version__},
         }
 
-    def __repr__(self) -> str:
-        state = "not fitted" if self._fit is None else f"fitted on {self._fit.risk.n} rows"
-        curvature = self.curvature if isinstance(self.curvature, str) else "own curvature"
-        damping = f"{self._damping:g}" if isinstance(self._damping, float) else str(self._damping)
-        return f"<Influence: {self.method!r} on {curvature}, damping {damping}, {state}>"
 
-
-@contextmanager
-def _telling(what: str) -> Generator[None]:
-    """Put the name of the data in front of an error about it."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        # not type(error): a UnicodeDecodeError, say, is not made of one text
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what}: {error}") from error
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def plan(

@@ -135,19 +135,21 @@ def make_plan(
     pilot = _Pilot(curvature, risk, damping)
     condition = (pilot.largest + damping) / damping if damping else float("inf")
     shapes = [shape for shape in risk.model.shapes if len(shape) > 1]
+    roots = int(getattr(getattr(curvature, "form", None), "root_count", 0))
+    roots = roots or int(torch.Size(risk.output_shape).numel())
+    rank = int(getattr(curvature, "rank_bound", curvature.size))
     work = Workload(
         n=risk.n,
         p=risk.p,
         m=test_rows,
-        roots=int(getattr(getattr(curvature, "form", None), "root_count", 0))
-        or int(torch.Size(risk.output_shape).numel()),
+        roots=roots,
         layers=tuple((int(s[0]), int(torch.Size(s[1:]).numel())) for s in shapes),
         dense=risk.taps() is not None,
-        gram=hasattr(curvature, "factor_rows"),
+        # not where the output is too wide for roots
+        gram=hasattr(curvature, "factor_rows") and rank == risk.n * roots,
         condition=min(condition, 1e12),
         pilot_steps=pilot.steps,
     )
-    rank = int(getattr(curvature, "rank_bound", curvature.size))
     proposal, reason = propose(risk.p, rank, free_memory(curvature.device))
     lines = [_line(recipe, recipe.cost(work), work, pilot) for recipe in methods]
     columns = ["method", "memory_mib", "products", "seconds", "note"]

@@ -97,7 +97,7 @@ class Hessian(LinearOperator):
         dense = chunked_product(self.risk, identity, self._chunk_product)
         return _symmetric(dense)
 
-    def _chunk_product(self, theta: Any, chunk: Chunk, tangents: Any) -> Any:
+    def _chunk_product(self, theta: Any, chunk: Chunk, tangents: Any, block: slice) -> Any:
         slope = gradient(lambda t: self.risk.batch_losses(t, chunk.batch).sum())
         return self.risk.autodiff.pushforward(slope, theta, tangents)
 
@@ -165,8 +165,9 @@ class GGN(LinearOperator):
         return self.form.product(columns).to(self.dtype)
 
     def _dense(self, block: int = 1024) -> Tensor:
-        self.products += self.form.root_count
-        return self.form.dense()
+        dense, products = self.form.dense()
+        self.products += products
+        return dense
 
     def _diagonal(self, block: int = 1024) -> Tensor:
         found = self.form.diagonal()
@@ -183,8 +184,9 @@ class GGN(LinearOperator):
 
     def factor_rows(self) -> Iterator[Tensor] | None:
         """R in blocks (b·K, p) with C = RᵀR; None where the output is too wide for roots."""
-        self.products += self.form.root_count
-        return self.form.factor_rows()
+        found = self.form.factor_rows()
+        self.products += 0 if found is None else self.form.root_count
+        return found
 
     def _closed_roots(self, chunk: Chunk, output: Tensor) -> Tensor | None:
         """Roots in closed form, where the loss is known and they do not depend on the target."""
@@ -342,8 +344,9 @@ class Fisher(LinearOperator):
         return self.form.product(columns).to(self.dtype)
 
     def _dense(self, block: int = 1024) -> Tensor:
-        self.products += self.form.root_count
-        return self.form.dense()
+        dense, products = self.form.dense()
+        self.products += products
+        return dense
 
     def _diagonal(self, block: int = 1024) -> Tensor:
         found = self.form.diagonal()
@@ -360,8 +363,9 @@ class Fisher(LinearOperator):
 
     def factor_rows(self) -> Iterator[Tensor] | None:
         """R in blocks (b·K, p) with C = RᵀR; None where the output is too wide for roots."""
-        self.products += self.form.root_count
-        return self.form.factor_rows()
+        found = self.form.factor_rows()
+        self.products += 0 if found is None else self.form.root_count
+        return found
 
     def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
         return multiply_roots(self._roots(chunk, output), pushed)

@@ -30,7 +30,8 @@ COLUMN_BYTES = 256 * 2**20
 # Beyond this many output numbers a row's output Hessian is multiplied, never formed.
 ROOT_OUTPUTS = 512
 
-ChunkProduct = Callable[[Any, Chunk, Any], Any]  # (θ, chunk, tangents (k, …)) → (k, …) by name
+# (θ, chunk, tangents (k, …) of these columns, which columns) → (k, …) by name
+ChunkProduct = Callable[[Any, Chunk, Any, slice], Any]
 
 
 def chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct) -> Tensor:
@@ -45,9 +46,9 @@ def chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct)
         theta = risk.model.parameters()
         for chunk in risk.chunks(together * per_column):
             for start in range(0, k, together):
-                block = columns[:, start : start + together]
-                part = product(theta, chunk, risk.model.unflatten(block.T))
-                total[:, start : start + together] += risk.model.flatten(part).T
+                block = slice(start, start + together)
+                part = product(theta, chunk, risk.model.unflatten(columns[:, block].T), block)
+                total[:, block] += risk.model.flatten(part).T
     return total / risk.n
 
 
@@ -79,16 +80,22 @@ class OutputForm:
     roots: Callable[[Chunk, Tensor], Tensor]
     multiply: Callable[[Chunk, Tensor, Tensor], Tensor]
 
-    def product(self, columns: Tensor) -> Tensor:
-        """C V for columns (p, k): along J, through A, back along Jᵀ; one pass over the rows."""
+    def product(self, columns: Tensor, weights: Tensor | None = None) -> Tensor:
+        """C V for columns (p, k): along J, through A, back along Jᵀ; one pass over the rows.
+
+        With weights (n, k), column j is multiplied with 1/n Σ_i w_ij J_iᵀ A_i J_i.
+        """
         risk = self.risk
 
-        def chunk_product(theta: Any, chunk: Chunk, tangents: Any) -> Any:
+        def chunk_product(theta: Any, chunk: Chunk, tangents: Any, block: slice) -> Any:
             def outputs(t: Any) -> Tensor:
                 return risk.model(t, chunk.batch)
 
             pushed = risk.autodiff.pushforward(outputs, theta, tangents)  # (k, b, *o)
             curved = self.multiply(chunk, outputs(theta), pushed)
+            if weights is not None:
+                own = weights[chunk.start : chunk.stop, block].T.to(curved)  # (k, b)
+                curved = curved * own.reshape(*own.shape, *[1] * (curved.ndim - 2))
             return risk.autodiff.pullback(outputs, theta, curved)
 
         return chunked_product(risk, columns, chunk_product)
@@ -120,19 +127,19 @@ class OutputForm:
                     rows = risk.model.flatten(pulled)
             yield rows.flatten(0, 1) / risk.n**0.5
 
-    def dense(self) -> Tensor:
-        """C (p, p) in `wide` precision."""
+    def dense(self) -> tuple[Tensor, int]:
+        """C (p, p) in `wide` precision, and how many products it took."""
         risk = self.risk
         found = dense_gram(risk, self.root_count, self.roots, self.multiply)
         if found is not None:
-            return found
+            return found, self.root_count
         blocks = self.factor_rows()
         if blocks is None:
-            return self.product(torch.eye(risk.p, dtype=risk.dtype, device=risk.device))
+            return self.product(torch.eye(risk.p, dtype=risk.dtype, device=risk.device)), risk.p
         total = torch.zeros(risk.p, risk.p, dtype=wide(risk.dtype, risk.device), device=risk.device)
         for rows in blocks:
             total += rows.T @ rows
-        return total
+        return total, self.root_count
 
     def diagonal(self) -> Tensor | None:
         """The diagonal of C, (p,), by all rows of R; None where R is not to be had."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from upweight.inverse.certificate import Certificate, relative_residuals
-from upweight.operator import LinearOperator, Scaled
+from upweight.operator import BlockDiagonal, LinearOperator, Product, Scaled, Sum
 
 __all__ = ["ApproximateInverse", "Prepared", "as_preconditioner", "products_spent"]
 
@@ -82,11 +82,15 @@ class ApproximateInverse(LinearOperator):
 def products_spent(operator: LinearOperator) -> int:
     """Products that the curvatures in an operator have counted."""
     own = int(getattr(operator, "products", 0))
-    parts: list[LinearOperator] = []
-    for name in ("terms", "blocks", "factors"):
-        parts += [p for p in getattr(operator, name, ()) if isinstance(p, LinearOperator)]
-    if isinstance(operator, Scaled):
-        parts.append(operator.operator)
+    parts: tuple[LinearOperator, ...] = ()
+    if isinstance(operator, Sum):
+        parts = operator.terms
+    elif isinstance(operator, BlockDiagonal):
+        parts = operator.blocks
+    elif isinstance(operator, Product):
+        parts = operator.factors
+    elif isinstance(operator, Scaled):
+        parts = (operator.operator,)
     return own + sum(products_spent(part) for part in parts)
 
 

@@ -69,6 +69,9 @@ def conjugate_gradients(
 ) -> Solved:
     """Solve A X = B for a positive definite A, column by column, with products A @ V of all.
 
+    Every column may have a matrix of its own: an operator with a method ``at(columns)`` is asked
+    for the operator of the columns that are still to be multiplied.
+
     Parameters
     ----------
     operator
@@ -116,10 +119,10 @@ def conjugate_gradients(
     best_x, best = state.x.clone(), torch.full((k,), torch.inf, dtype=kind, device=right.device)
     limited = torch.zeros(k, dtype=torch.bool, device=right.device)
     active = torch.arange(k, device=right.device)
-    residual = right if start is None else right - state.product(state.x)
+    residual = right if start is None else right - state.product(state.x, active)
     while True:
         state.iterate(active, residual, rtol, max_steps)
-        residual = right[:, active] - state.product(state.x[:, active])
+        residual = right[:, active] - state.product(state.x[:, active], active)
         now = relative_residuals(residual, right[:, active])
         better, before = now < best[active], best[active]
         best_x[:, active[better]] = state.x[:, active[better]]
@@ -145,8 +148,10 @@ class _State:
     size: Tensor
     top: float = 0.0  # the largest vᵀAv / vᵀv that was met
 
-    def product(self, columns: Tensor) -> Tensor:
-        product = (self.operator @ columns).to(self.right.dtype)
+    def product(self, columns: Tensor, active: Tensor) -> Tensor:
+        at = getattr(self.operator, "at", None)
+        operator = self.operator if at is None else at(active)
+        product = (operator @ columns).to(self.right.dtype)
         if not bool(torch.isfinite(product).all()):
             raise ValueError("a product with the curvature is not finite (NaN or inf)")
         return product
@@ -172,7 +177,7 @@ class _State:
             if not len(active):
                 return
             self._check_positive(rz)
-            ad = self.product(d)
+            ad = self.product(d, active)
             curvature = (d * ad).sum(0)
             self._check_curvature(curvature, d, active)
             alpha = rz / curvature

@@ -11,6 +11,7 @@ That is LiSSA's recursion for s·(A + λI)⁻¹b, divided by s. Two things are m
 
       x ← x + (1/s)(r̃ − (w_B A_B + λI)(x − x̃)),   r̃ = b − (A + λI)x̃
 
+  with weights w_B, the number of parts times the share of the rows that B has, whose mean is A;
   so that the noise dies out with the error, at one product with A for every round of parts.
 
 References

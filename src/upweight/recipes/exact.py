@@ -24,10 +24,10 @@ SAVED = {"nystroem": 0.5, "arnoldi": 0.5}
 class Direct:
     """(C + λI)⁻¹ by factorisation: exact to round-off.
 
-    *Needs* the p × p matrix in memory (or its n·K × p side where that is smaller), 8 bytes a
-    number. *Costs* n·p² operations for the matrix and p³/3 for its factorisation; a new damping one
-    factorisation and no pass over the data. *Use it* for networks up to some ten thousand
-    parameters, and as the reference for all others.
+    *Needs* the p × p matrix in memory (or its n·K × p side where that is smaller and an output has
+    no more than 512 numbers), 8 bytes a number. *Costs* n·p² operations for the matrix and p³/3 for
+    its factorisation; a new damping one factorisation and no pass over the data. *Use it* for
+    networks up to some ten thousand parameters, and as the reference for all others.
 
     Examples
     --------

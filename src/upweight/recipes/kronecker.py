@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -28,6 +28,9 @@ class _Kronecker(ABC):
     seed: int = 0
     relative: Literal["global", "layer"] | None = None
     other: Literal["auto", "dense", "diagonal", "refuse"] = "auto"
+
+    #: C is taken as zero between layers.
+    by_block: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -65,8 +68,8 @@ class KFAC(_Kronecker):
     samples, seed
         For ``"sampled"``.
     relative
-        None: λ is added to all eigenvalues. ``"global"``: λ times their mean. ``"layer"``: λ times
-        the mean of the layer's own.
+        None: λ is added to all eigenvalues. ``"global"``: λ times their mean (with `blocks`, of
+        those in the block). ``"layer"``: λ times the mean of the layer's own.
     other
         Parameters without factors (norms, embeddings, …) as exact ``"dense"`` or ``"diagonal"``
         blocks, by their size (``"auto"``), or ``"refuse"``.

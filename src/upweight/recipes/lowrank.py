@@ -35,7 +35,8 @@ class Arnoldi:
         Eigenpairs of largest eigenvalues, in absolute value, to keep; default 30, or all of fewer
         parameters. In blocks of parameters at most as many as the block has.
     steps
-        Products to spend on them; default 1.5 · rank, and rank with ``start="test"``.
+        Products to spend on them; default 1.5 · rank and at least rank + 5, or rank with
+        ``start="test"``.
     start
         ``"random"``, or ``"test"``: the mean gradient of the test rows, whose scores then depend on
         what else is scored with them.
@@ -136,8 +137,9 @@ class Nystroem:
 class Jacobi:
     """diag(1/(d + λ)) for the diagonal d of C: a preconditioner, and hardly more.
 
-    *Needs* p numbers. *Costs* ``probes`` products with C, or the roots of every row for the exact
-    diagonal. *Use it* to precondition `CG` where parameters have very different scales.
+    *Needs* p numbers. *Costs* ``probes`` products with C; for the exact diagonal as many as a row
+    has outputs, or p of the Hessian. *Use it* to precondition `CG` where parameters have very
+    different scales.
 
     Parameters
     ----------

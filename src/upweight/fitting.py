@@ -1,0 +1,254 @@
+"""What `Influence` is before it scores: options, fitting, damping, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+
+from upweight.blocks import BlockChoice
+from upweight.choices import (
+    CurvatureChoice,
+    check_blocks,
+    check_certify,
+    check_dampings,
+    choose_curvature,
+    choose_method,
+)
+from upweight.curvature import GGN
+from upweight.damping import SCALE, DampingChoice, choose_damping, lowest_eigenvalue
+from upweight.fitted import Damping, Fitted
+from upweight.inverse import Certificate
+from upweight.margins import TestLoss, choose_test_loss
+from upweight.operator import LinearOperator
+from upweight.recipes import Recipe
+from upweight.record import TrainingRecord
+from upweight.risk import EmpiricalRisk
+
+__all__ = ["Fitting", "telling"]
+
+# Right-hand sides of one call whose residual is measured where the method does not know it.
+CERTIFIED = 8
+
+
+class Fitting:
+    """Model, loss and options; after `fit` the damped inverse of a curvature of training rows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        method: str | Recipe = "direct",
+        *,
+        damping: Damping | Literal["auto"],
+        curvature: CurvatureChoice = "ggn",
+        blocks: Literal["full"] | BlockChoice = "full",
+        certify: int | None = CERTIFIED,
+        record: TrainingRecord | None = None,
+        parameters: str | Sequence[str] | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        target: Callable[[Any], Any] | None = None,
+        features: Callable[[Any], Tensor] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.method: Recipe = choose_method(method)
+        self.blocks = check_blocks(blocks)
+        self.certify = check_certify(certify)
+        self.curvature = curvature if callable(curvature) else str(curvature)
+        self._make_curvature = choose_curvature(curvature)
+        self._auto = isinstance(damping, str)
+        self._damping: Damping = _chosen_later(damping, self.blocks)
+        self.damping_choice: DampingChoice | None = None
+        self.record = record
+        self._options: dict[str, Any] = {
+            "parameters": parameters,
+            "forward": forward,
+            "target": target,
+            "features": features,
+            "batch_size": batch_size,
+        }
+        self._fit: Fitted | None = None
+
+    def fit(self, train: Any, *, names: Sequence[Any] | None = None, held_out: Any = None) -> Self:
+        """Compute the curvature of the mean loss over the training rows, and prepare its inverse.
+
+        Parameters
+        ----------
+        train
+            The rows that the model was trained on, as one argument: ``(x, y)``, a map-style data
+            set, or a `DataLoader`, of which all rows are taken in the order of its data set.
+        names
+            One name per row; default: a pandas index, else positions.
+        held_out
+            For ``damping="auto"``: rows that the model has not seen, drawn as the training rows
+            were, wrong labels included.
+
+        Returns
+        -------
+        Influence
+            Itself.
+        """
+        with telling("training data"):
+            risk = self._new_risk(train, names)
+        operator = self._make_curvature(risk)
+        damping, choice = self._damping, None
+        if self._auto:
+            with telling("held-out data"):
+                unseen = None if held_out is None else self._new_risk(held_out, None)
+            operator, choice = self._choose_damping(operator, risk, unseen)
+            damping = choice.value
+        # all at once, at the end: after an error what an earlier fit computed still fits together
+        self._fit = Fitted.of(risk, operator, self.method, self.blocks, damping)
+        self._damping, self.damping_choice = damping, choice
+        return self
+
+    def _choose_damping(
+        self, curvature: LinearOperator, train: EmpiricalRisk, held_out: EmpiricalRisk | None
+    ) -> tuple[LinearOperator, DampingChoice]:
+        """λ, and the curvature to use with it: the GGN where C + λI is indefinite."""
+        if getattr(self.method, "relative", None) is not None:
+            why = f"a share of the mean eigenvalue, as {self.method!r} takes it"
+            return curvature, DampingChoice(SCALE, "scale", why)
+        # the search removes rows, which an indefinite curvature does not survive at a small damping
+        definite = curvature if curvature.semidefinite else _ggn(train)
+        by_block = self.blocks != "full" or bool(getattr(self.method, "by_block", False))
+        choice = choose_damping(
+            definite or curvature, train, held_out, self.record, blocks=by_block
+        )
+        if definite is None or definite is curvature:
+            return curvature, choice
+        lowest = lowest_eigenvalue(curvature)
+        if lowest + choice.value > 0:
+            return curvature, choice
+        why = (
+            f"{choice.why}. The GGN takes the place of the "
+            f"{getattr(curvature, 'name', 'curvature')}, whose lowest eigenvalue is {lowest:.3g} "
+            "or less: with this damping it is indefinite"
+        )
+        return definite, replace(choice, why=why)
+
+    def risk(
+        self,
+        data: Any,
+        *,
+        names: Sequence[Any] | None = None,
+        what: str = "data",
+        test_loss: TestLoss = "loss",
+    ) -> EmpiricalRisk:
+        """The mean loss over some rows, with this model and parameters."""
+        loss = choose_test_loss(test_loss, self.loss)
+        with telling(what):
+            # Model and loss have been probed by fit(): rows of the same form need no second time.
+            known = self._fit is not None and loss is self.loss
+            found = self._fitted().risk.over(data, names) if known else None
+            found = found or self._new_risk(data, names, loss)
+        if self._fit is not None and found.model.names != self._fit.risk.model.names:
+            raise RuntimeError(
+                "other parameters have requires_grad than at fit(): the curvature is of other "
+                "parameters than these gradients. Call fit(train) again"
+            )
+        return found
+
+    def _new_risk(self, data: Any, names: Sequence[Any] | None, loss: Any = None) -> EmpiricalRisk:
+        return EmpiricalRisk(self.model, loss or self.loss, data, names=names, **self._options)
+
+    @property
+    def damping(self) -> Damping:
+        """λ. Setting it after `fit` re-uses everything that does not depend on it.
+
+        With ``"auto"`` it is known after `fit`, and `damping_choice` says why it is what it is.
+        """
+        if self._auto and self.damping_choice is None:
+            raise RuntimeError("damping='auto' is chosen by fit(train): call it first")
+        return self._damping
+
+    @damping.setter
+    def damping(self, damping: Damping) -> None:
+        damping = check_dampings(damping, self.blocks)
+        if self._fit is not None:
+            self._fit.set_damping(damping)
+        self._damping, self._auto, self.damping_choice = damping, False, None
+
+    @property
+    def inverse(self) -> LinearOperator:
+        """(C + λI)⁻¹ as an operator, after `fit`."""
+        return self._fitted().solver()
+
+    @property
+    def certificate(self) -> Certificate:
+        """How exact the solves since `fit` were: residuals, steps, products, coverage, notes.
+
+        A new damping begins a new one, and so do other test rows where a method begins with them.
+        Residuals are those of (C + λI) x = g for the exact curvature C, whatever the method.
+        """
+        return self._fitted().certificate()
+
+    def measure(self, test: Any, rows: int | None = None) -> Certificate:
+        """How exact this method is for some test rows, on a certificate of its own.
+
+        Parameters
+        ----------
+        test
+            The test rows, whose gradients are the right-hand sides.
+        rows
+            For how many of them the residual is measured, at one product with the exact curvature
+            each; None for all.
+        """
+        fitted = self._fitted()
+        test_risk = self.risk(test, what="test data")
+        self._check_unchanged(test_risk)
+        return fitted.measure(test_risk, rows)
+
+    # --- inner parts
+    # -------------------------------------------------------------------------------
+
+    def _fitted(self) -> Fitted:
+        if self._fit is None:
+            raise RuntimeError("no curvature yet: call fit(train) first")
+        return self._fit
+
+    def _check_unchanged(self, risk: EmpiricalRisk) -> None:
+        if risk.model.fingerprint() != self._fitted().fingerprint:
+            raise RuntimeError(
+                "the model's parameters or buffers have changed since fit(): the curvature belongs "
+                "to the old ones. Call fit(train) again"
+            )
+
+    def __repr__(self) -> str:
+        state = "not fitted" if self._fit is None else f"fitted on {self._fit.risk.n} rows"
+        curvature = self.curvature if isinstance(self.curvature, str) else "own curvature"
+        damping = f"{self._damping:g}" if isinstance(self._damping, float) else str(self._damping)
+        damping = "auto" if self._auto and self.damping_choice is None else damping
+        return f"<Influence: {self.method!r} on {curvature}, damping {damping}, {state}>"
+
+
+def _chosen_later(damping: Any, blocks: str | BlockChoice) -> Damping:
+    """A damping that is fine, or NaN in place of ``"auto"`` until `fit`."""
+    if damping == "auto":
+        return float("nan")
+    if isinstance(damping, str):
+        raise TypeError(f"expected a number λ ≥ 0 for the damping, or 'auto'; got {damping!r}")
+    return check_dampings(damping, blocks)
+
+
+def _ggn(train: EmpiricalRisk) -> LinearOperator | None:
+    try:
+        return GGN(train)
+    except ValueError:  # a loss that is not convex in the output has none
+        return None
+
+
+@contextmanager
+def telling(what: str) -> Generator[None]:
+    """Put the name of the data in front of an error about it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        # not type(error): a UnicodeDecodeError, say, is not made of one text
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}: {error}") from error

@@ -9,6 +9,12 @@ Where each formula lives:
 - ``operator``    matrices known by their products, and the algebra on them
 - ``recipes``     which inverse to compute, and what it costs
 - ``methods``     `Influence`, the face
+- ``damping``     λ at which predictions agree with what can be observed
+- ``prediction``  what becomes of test rows when groups of training rows are removed
+- ``trust``       whether scores can be believed
+- ``scorers``     scores without curvature, and averages over models
+- ``evaluate``    scores against retraining: linear datamodeling score, detection, removal
+- ``stacked``     many small models trained at once
 - ``comparison``  methods side by side
 - ``audit``       plots, the report and the command line
 """
@@ -21,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upweight.comparison import Comparison, compare
     from upweight.curvature import GGN, Fisher, Hessian, KroneckerCurvature
+    from upweight.damping import DampingChoice
     from upweight.datasets import Split, flip_labels, load_wine
     from upweight.inverse import (
         Certificate,
@@ -29,9 +36,11 @@ if TYPE_CHECKING:
         NegativeCurvatureError,
         ResidualWarning,
     )
+    from upweight.margins import margin
     from upweight.methods import Influence, plan
     from upweight.operator import LinearOperator
     from upweight.planning import Auto, Plan
+    from upweight.prediction import Prediction
     from upweight.recipes import (
         CG,
         EKFAC,
@@ -42,10 +51,14 @@ if TYPE_CHECKING:
         LiSSA,
         Nystroem,
     )
+    from upweight.record import TrainingRecord
     from upweight.risk import EmpiricalRisk
     from upweight.rows import Rows
+    from upweight.scorers import ensemble, grad_cos, grad_dot, relatif, tracin, trak
     from upweight.scores import RowScores, Scores
+    from upweight.stacked import Retraining
     from upweight.training import MLP, History, train
+    from upweight.trust import Check, Finding
     from upweight.version import __version__
 
 _HOME = {
@@ -73,6 +86,21 @@ _HOME = {
     "ResidualWarning": "inverse",
     "NegativeCurvatureError": "inverse",
     "DivergenceError": "inverse",
+    # whether it is true: damping, predicted removals, retraining (and `upweight.evaluate`)
+    "DampingChoice": "damping",
+    "TrainingRecord": "record",
+    "Prediction": "prediction",
+    "Check": "trust",
+    "Finding": "trust",
+    "Retraining": "stacked",
+    "margin": "margins",
+    # scores without curvature, and averages over models
+    "grad_dot": "scorers",
+    "grad_cos": "scorers",
+    "tracin": "scorers",
+    "trak": "scorers",
+    "relatif": "scorers",
+    "ensemble": "scorers",
     # what it is made of: the mean loss over rows, its curvature, operators
     "EmpiricalRisk": "risk",
     "Rows": "rows",
@@ -113,6 +141,19 @@ __all__ = [
     "ResidualWarning",
     "NegativeCurvatureError",
     "DivergenceError",
+    "DampingChoice",
+    "TrainingRecord",
+    "Prediction",
+    "Check",
+    "Finding",
+    "Retraining",
+    "margin",
+    "grad_dot",
+    "grad_cos",
+    "tracin",
+    "trak",
+    "relatif",
+    "ensemble",
     "EmpiricalRisk",
     "Rows",
     "GGN",

@@ -35,7 +35,13 @@ from upweight.recipes import Nystroem
 from upweight.record import TrainingRecord
 from upweight.risk import EmpiricalRisk
 
-__all__ = ["DampingChoice", "choose_damping", "lowest_eigenvalue", "mean_eigenvalue"]
+__all__ = [
+    "DampingChoice",
+    "choose_damping",
+    "lowest_eigenvalue",
+    "mean_eigenvalue",
+    "top_eigenvalue",
+]
 
 FOLDS = 20
 # Rows in all folds: more would make the estimate hardly less noisy than the held-out loss is.
@@ -225,7 +231,7 @@ class _Search:
 
     def solve(self, wanted: float) -> float | str:
         """λ with predicted(λ) = wanted, by bisection of log λ."""
-        high = damping = _top(self.curvature)
+        high = damping = top_eigenvalue(self.curvature)
         low: float | None = None
         # down from where the predictions are about the training loss
         lowest = LOWEST * high
@@ -263,7 +269,7 @@ class _Search:
         return frame.sort_index().rename_axis("damping")
 
 
-def _top(curvature: LinearOperator) -> float:
+def top_eigenvalue(curvature: LinearOperator) -> float:
     """The largest eigenvalue, roughly, by a few power steps."""
     vector = random_columns(curvature, 1, seed=1)
     size = 0.0

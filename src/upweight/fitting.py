@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -199,10 +200,39 @@ class Fitting:
             For how many of them the residual is measured, at one product with the exact curvature
             each; None for all.
         """
-        fitted = self._fitted()
         test_risk = self.risk(test, what="test data")
         self._check_unchanged(test_risk)
-        return fitted.measure(test_risk, rows)
+        return self.certify_rows(test_risk, rows)
+
+    # --- what the parts of the library need of it
+    # -------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> EmpiricalRisk:
+        """The mean loss over the training rows, after `fit`."""
+        return self._fitted().risk
+
+    @property
+    def curvature_operator(self) -> LinearOperator:
+        """C, all of it, after `fit`."""
+        return self._fitted().operator
+
+    def fitted_with(self, damping: float | None = None) -> Fitted:
+        """What `fit` has found, with another λ; this influence keeps its own."""
+        fitted = self._fitted()
+        if damping is None:
+            return fitted
+        other = replace(fitted, prepared=copy.copy(fitted.prepared), inverse=None)
+        other.damping = damping
+        return other
+
+    def certify_rows(self, test: EmpiricalRisk, rows: int | None) -> Certificate:
+        """The certificate of the gradients of some rows alone."""
+        return self._fitted().measure(test, rows)
+
+    def risk_like(self, risk: EmpiricalRisk) -> EmpiricalRisk:
+        """The rows and loss of another risk, with this model."""
+        return self._new_risk(risk.rows, None, risk.loss)
 
     # --- inner parts
     # -------------------------------------------------------------------------------

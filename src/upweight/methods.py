@@ -22,6 +22,7 @@ from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
 from upweight.scores import SIGN, SIGN_PERTURBATION, RowScores, Scores, write_meta
 from upweight.stream import ArraySink, ZarrSink, atomic_directory
+from upweight.trust import Check, check_influence
 from upweight.version import __version__
 
 __all__ = ["Influence", "plan"]
@@ -342,6 +343,62 @@ class Influence(Fitting):
             raise ValueError(f"expected order 'newton' or 'first'; got {order!r}")
         dropped, groups = masks_of(drop, fitted.risk.rows.names)
         return predict_removal(fitted, test_risk, dropped, groups, order=order)
+
+    def check(
+        self,
+        test: Any,
+        *,
+        refit: Any = None,
+        test_loss: TestLoss | None = None,
+        subsets: int = 30,
+        seeds: int | Sequence[int] = 2,
+        others: Sequence[Influence] = (),
+        **options: Any,
+    ) -> Check:
+        """Whether these scores can be believed.
+
+        Looks at what the scores assume: that the model is at a minimum of its loss, that the loss
+        is the same every time, that the system is solved, where λ lies in the spectrum and whether
+        the scores hang on it, and how far a step from θ can be trusted. With a `refit`, it trains
+        the model on random halves of the rows and compares.
+
+        Parameters
+        ----------
+        test
+            The test rows.
+        refit
+            ``refit(rows, seed) → outputs (m,)``, a `Retraining` for example: train on these rows,
+            and give one number for each test row.
+        test_loss
+            Which number that is: ``"margin"`` (the margin itself, higher is better), ``"loss"``, or
+            a function that is lower where the model does better. Default: that of the `refit`.
+        subsets, seeds
+            How many halves, each with how many trainings (or which).
+        others
+            Influences of models that were trained with other seeds, fitted on the same rows.
+        **options
+            More for `upweight.evaluate.retrain`: ``store`` (a folder to resume from), ``n_jobs``.
+
+        Returns
+        -------
+        Check
+            Print it. `findings`, and a `sentence` that is the answer.
+        """
+        self._check_one_damping("check()")
+        of_refit: Any = getattr(refit, "output", "loss")
+        chosen: TestLoss = of_refit if test_loss is None else test_loss
+        test_risk = self.risk(test, what="test data", test_loss=chosen)
+        self._check_unchanged(test_risk)
+        return check_influence(
+            self,
+            test_risk,
+            refit=refit,
+            higher_is_better=chosen == "margin",
+            subsets=subsets,
+            seeds=seeds,
+            others=others,
+            options=options,
+        )
 
     # --- inner parts
     # -------------------------------------------------------------------------------

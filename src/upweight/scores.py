@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from upweight import grouping
 from upweight.stream import ZarrSink, atomic_directory
 
 __all__ = ["SIGN", "RowScores", "Scores"]
@@ -70,15 +71,35 @@ class RowScores:
 
     def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
         """The k highest scores, or with ``harmful=True`` the k lowest, as row, score, rank."""
+        values = _ranked_values(self.values, 1)[None]
+        frame = grouping.ranked("of", pd.Index([0]), self.names, values, k=k, harmful=harmful)
+        return frame.drop(columns="of").rename(columns={"train_row": "row"})
+
+    def group(self, labels: Any) -> pd.DataFrame:
+        """The scores of groups of training rows, such as classes, sources or clusters.
+
+        Parameters
+        ----------
+        labels
+            One label a row; see `Scores.group`.
+
+        Returns
+        -------
+        DataFrame
+            A line for every group: ``sum``, ``mean``, ``count``, and ``negative``, the share of its
+            rows with a score below zero.
+
+        Examples
+        --------
+        >>> scores = RowScores(torch.tensor([0.5, -2.0, 1.0]), pd.Index(["a", "b", "c"]))
+        >>> scores.group(["web", "web", "book"])
+               sum  mean  count  negative
+        group
+        book   1.0  1.00      1       0.0
+        web   -1.5 -0.75      2       0.5
+        """
         values = _ranked_values(self.values, 1)
-        order = torch.argsort(values, descending=not harmful, stable=True)[: _count(k)]
-        return pd.DataFrame(
-            {
-                "row": self.names[order.numpy()],
-                "score": values[order].numpy(),
-                "rank": np.arange(1, len(order) + 1),
-            }
-        )
+        return grouping.group_values(values, grouping.make_groups(labels, self.names, "training"))
 
     def to_frame(self) -> pd.DataFrame:
         """One line per training row; one column ``score``, or one per feature."""
@@ -190,30 +211,78 @@ class Scores:
             mean, self.train_names, {**self.provenance, "reduced": "mean"}, self.meaning
         )
 
-    def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
+    def top(self, k: int = 10, *, harmful: bool = False, by: Any = None) -> pd.DataFrame:
         """For every test row the k training rows that help it (``harmful=True``: harm it) most.
+
+        Parameters
+        ----------
+        k, harmful
+            How many, and from which end.
+        by
+            A label for every test row, as in `group`: the training rows that help or harm the rows
+            with one label most on average.
 
         Returns
         -------
         DataFrame
-            Columns ``test_row``, ``train_row``, ``score``, ``rank`` (from 1).
+            Columns ``test_row``, or ``group`` with `by`; ``train_row``, ``score``, ``rank`` from 1.
         """
-        k = min(_count(k), self.shape[1])
-        frames: list[pd.DataFrame] = []
-        for start, block in self.blocks():
-            values = _ranked_values(block, 2)
-            order = torch.argsort(values, dim=1, descending=not harmful, stable=True)[:, :k]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "test_row": self.test_names[start : start + len(block)].repeat(k),
-                        "train_row": self.train_names[order.flatten().numpy()],
-                        "score": values.gather(1, order).flatten().numpy(),
-                        "rank": np.tile(np.arange(1, k + 1), len(block)),
-                    }
-                )
+        options: Any = {"k": k, "harmful": harmful}
+        if by is not None:
+            groups = grouping.make_groups(by, self.test_names, "test")
+            means = grouping.grouped_mean(self._ranked_blocks(), groups)
+            return grouping.ranked("group", groups.names, self.train_names, means, **options)
+        frames = [
+            grouping.ranked(
+                "test_row", self.test_names[at : at + len(b)], self.train_names, b, **options
             )
+            for at, b in self._ranked_blocks()
+        ]
         return pd.concat(frames, ignore_index=True)
+
+    def group(
+        self, train: Any, test: Any = None, *, reduce: grouping.Reduce = "sum"
+    ) -> pd.DataFrame:
+        """The influence of groups of training rows: S[j, g] = Σ_{i in g} I[j, i].
+
+        Leaving group g out raises the loss of test row j by about S[j, g] / n, to first order: the
+        smaller the group, the truer.
+
+        Parameters
+        ----------
+        train
+            One label for every training row, by position; a Series that is indexed by the names of
+            the rows, by name. Rows without one (None, NaN) are the group ``"(missing)"``.
+        test
+            One label for every test row: the mean over the test rows of each label.
+        reduce
+            ``"sum"`` over the training rows of a group, or ``"mean"``.
+
+        Returns
+        -------
+        DataFrame
+            Test rows or their groups down, groups of training rows across. The numbers of rows by
+            group are in ``attrs["train_rows"]`` and ``attrs["test_rows"]``.
+
+        Examples
+        --------
+        >>> values = torch.tensor([[1.0, -3.0, 0.5], [2.0, 1.0, -0.5]])
+        >>> scores = Scores(values, pd.Index(["t", "u"]), pd.Index(["a", "b", "c"]))
+        >>> frame = scores.group(["web", "web", "book"])
+        >>> frame
+        group  book  web
+        t       0.5 -2.0
+        u      -0.5  3.0
+        >>> frame.attrs["train_rows"]
+        {'book': 1, 'web': 2}
+        """
+        groups = grouping.make_groups(train, self.train_names, "training")
+        own = None if test is None else grouping.make_groups(test, self.test_names, "test")
+        return grouping.group_scores(self._ranked_blocks(), groups, own, self.test_names, reduce)
+
+    def _ranked_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        for start, block in self.blocks():
+            yield start, _ranked_values(block, 2)
 
     def to_frame(self) -> pd.DataFrame:
         """Test rows down, training rows across."""
@@ -297,12 +366,6 @@ def _read_names(path: Path) -> pd.Index:
     return pd.Index(pd.read_parquet(path)["name"], name="row")
 
 
-def _count(k: int) -> int:
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"expected a whole number k of at least 1; got {k!r}")
-    return int(k)
-
-
 def _ranked_values(values: Tensor, ndim: int) -> Tensor:
     if values.ndim != ndim:
         raise ValueError(
@@ -317,7 +380,8 @@ def _told(provenance: dict[str, Any]) -> str:
     """', mode up, direct on ggn, damping 0.1' — as much of it as is known."""
     parts = [f"mode {provenance['mode']}"] if "mode" in provenance else []
     if "method" in provenance:
-        parts.append(f"{provenance['method']} on {provenance.get('curvature')}")
+        curvature = f" on {provenance['curvature']}" if "curvature" in provenance else ""
+        parts.append(f"{provenance['method']}{curvature}")
     if "damping" in provenance:
         damping = provenance["damping"]
         parts.append(

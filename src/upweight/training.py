@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -53,7 +53,7 @@ class MLP(nn.Sequential):
             raise ValueError(f"expected at least two positive widths; got {list(sizes)}")
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
             for i, (inputs, outputs) in enumerate(pairwise(sizes)):
                 layers += [activation()] if i else []
@@ -146,10 +146,10 @@ def train(
         raise ValueError("early stopping (patience) needs validation data")
     rows = Rows(data)
     held_out = None if validation is None else Rows(validation)
-    row_loss = _row_loss(model, loss, rows)
+    row_loss = find_row_loss(model, loss, rows)
     steps = optimizer(model.parameters())
     schedule = None if scheduler is None else scheduler(steps)
-    generator = torch.Generator().manual_seed(seed)
+    orders = row_orders(len(rows), seed)
     table: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, Any]] | None = None
     count = 0
@@ -157,7 +157,7 @@ def train(
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         for epoch in bar:
-            order = torch.randperm(len(rows), generator=generator).tolist()
+            order = next(orders).tolist()
             rate = float(steps.param_groups[0]["lr"])
             model.train()
             for start in range(0, len(rows), batch_size):
@@ -186,7 +186,15 @@ def train(
     )
 
 
-def _to_model(model: nn.Module, batch: Any) -> Any:
+def row_orders(rows: int, seed: int) -> Iterator[Tensor]:
+    """The order of the rows in each epoch, a new permutation of their positions every time."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randperm(rows, generator=generator)
+
+
+def to_model(model: nn.Module, batch: Any) -> Any:
+    """A batch on the device of the model, its floating tensors in the dtype of the model."""
     first = next(model.parameters())
 
     def move(leaf: Any) -> Any:
@@ -198,15 +206,20 @@ def _to_model(model: nn.Module, batch: Any) -> Any:
     return tree_map(move, batch)
 
 
+def diverged(loss: float, epoch: int) -> FloatingPointError:
+    """The error of a training whose loss is no longer finite."""
+    return FloatingPointError(
+        f"the loss is {loss} in epoch {epoch}: the training diverged. Lower the learning rate, or "
+        "look for extreme values in the features"
+    )
+
+
 def _step(model: nn.Module, loss: Any, optimizer: Optimizer, batch: Any, epoch: int) -> None:
-    batch = _to_model(model, batch)
+    batch = to_model(model, batch)
     optimizer.zero_grad(set_to_none=True)
     value = loss(default_forward(model, batch), default_target(batch)).mean()
     if not bool(torch.isfinite(value)):
-        raise FloatingPointError(
-            f"the loss is {value.item()} in epoch {epoch}: the training diverged. Lower the "
-            "learning rate, or look for extreme values in the features"
-        )
+        raise diverged(value.item(), epoch)
     value.backward()
     optimizer.step()
 
@@ -218,18 +231,18 @@ def mean_loss(model: nn.Module, loss: RowLoss, rows: Rows) -> float:
     total = 0.0
     with torch.no_grad():
         for start in range(0, len(rows), 1024):
-            batch = _to_model(model, rows.batch(start, min(start + 1024, len(rows))))
+            batch = to_model(model, rows.batch(start, min(start + 1024, len(rows))))
             total += float(loss(default_forward(model, batch), default_target(batch)).sum())
     model.train(training)
     return total / len(rows)
 
 
-def _row_loss(model: nn.Module, loss: Callable[[Any, Any], Tensor], rows: Rows) -> RowLoss:
+def find_row_loss(model: nn.Module, loss: Callable[[Any, Any], Tensor], rows: Rows) -> RowLoss:
     """The loss of single rows, found on a few of them."""
     training = model.training
     model.eval()
     with torch.no_grad():
-        batch = _to_model(model, rows.batch(0, min(8, len(rows))))
+        batch = to_model(model, rows.batch(0, min(8, len(rows))))
         found = RowLoss(loss, default_forward(model, batch), default_target(batch))
     model.train(training)
     return found

@@ -7,6 +7,7 @@ Letters: n rows, p parameters, k columns, each with a set S of kept rows.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -60,8 +61,7 @@ class Reweighted(LinearOperator):
 
     def at(self, columns: Tensor) -> Reweighted:
         """The same for some of the columns."""
-        other = object.__new__(Reweighted)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other._kept = self._kept[:, columns]
         other._weights = self._weights[:, columns]
         other._alone = [self._alone[j] for j in columns.tolist()] if self._alone else []

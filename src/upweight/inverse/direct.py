@@ -118,6 +118,7 @@ class DirectFactors:
         self._precision = max(_precision(kind, p), torch.finfo(operator.dtype).eps)
         self._eigen: tuple[Tensor, Tensor] | None = None
         self._inner: Tensor | None = None
+        self._last: tuple[float, Callable[[Tensor], Tensor], Certificate] | None = None
 
     def inverse(self, damping: float) -> DirectInverse:
         """(A + damping · I)⁻¹.
@@ -143,6 +144,17 @@ class DirectFactors:
         return Solve(self.operator, self._solve_with(damping, certificate))
 
     def _solve_with(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
+        # the last factor is kept: an inverse and a preconditioner of one damping share it
+        if self._last is None or self._last[0] != damping:
+            told = Certificate("direct", damping, self.operator.size)
+            self._last = None
+            self._last = damping, self._factorise(damping, told), told
+        _, solve, told = self._last
+        certificate.facts |= told.facts
+        certificate.notes += told.notes
+        return solve
+
+    def _factorise(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
         if isinstance(self.operator, Gram):
             return self._solve_small_side(self.operator.rows, damping, certificate)
         return self._solve_cholesky(damping, certificate) or self._solve_eigen(damping, certificate)

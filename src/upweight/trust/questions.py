@@ -1,0 +1,266 @@
+"""What can be asked of an influence, one question a function.
+
+Letters: n training rows, m test rows, p parameters, G groups of removed rows, λ damping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from upweight.damping import lowest_eigenvalue, mean_eigenvalue, top_eigenvalue
+from upweight.fitting import Fitting
+from upweight.influence import mean_influence
+from upweight.prediction import Prediction, predict_removal
+from upweight.risk import EmpiricalRisk
+
+Verdict = Literal["good", "fair", "poor"]
+ORDER: dict[Verdict, int] = {"good": 0, "fair": 1, "poor": 2}
+# Shares of the training rows that are taken away together, to see how far a step carries.
+SHARES = (0.01, 0.1, 0.5)
+GROUPS = 4
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what came out, how good that is, and what it means."""
+
+    what: str
+    value: str
+    verdict: Verdict
+    meaning: str
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """The worst of several."""
+    return max(verdicts, key=lambda verdict: ORDER[verdict])
+
+
+def at_a_minimum(influence: Fitting) -> Finding:
+    """Whether the training loss, with a weight decay that the gradient itself shows, is minimal."""
+    risk = influence.training
+    gradient = risk.gradient()
+    theta = risk.model.flatten(risk.model.parameters()).to(gradient)
+    # at the minimum of L + w/2 ‖θ‖² the gradient is −wθ
+    decay = max(0.0, -float(gradient @ theta) / max(float(theta @ theta), TINY))
+    rest = gradient + decay * theta
+    inverse = influence.fitted_with().ready(None, 0)
+    # a Newton step from θ lowers the quadratic model by ½ gᵀ(C + λI)⁻¹g
+    gain = 0.5 * float(rest @ (inverse @ rest).to(rest))
+    share = abs(gain) / max(float(risk.losses().double().mean()), TINY)
+    told = f"a step would lower the loss by {100 * share:.2g} %"
+    if decay > 0 and float(rest.norm()) < 0.5 * float(gradient.norm()):
+        told += f", beside a weight decay of {decay:.2g}"
+    verdict = _graded(share, 0.05, 0.25)
+    meaning = {
+        "good": "the model is near a minimum of its training loss, as influence functions assume",
+        "fair": "the training could go on: effects of rows are those of one that ended early",
+        "poor": "the model is not at a minimum of this loss on these rows: train longer, or give "
+        "the rows, the loss and the parameters that it was trained with",
+    }[verdict]
+    return Finding("minimum", told, verdict, meaning)
+
+
+def same_every_time(influence: Fitting) -> Finding:
+    """Whether rows, model and loss give the same numbers twice, and what the loss averages."""
+    risk = influence.training
+    fresh = risk.with_rows(risk.rows)
+    same = torch.equal(fresh.losses(), risk.with_rows(risk.rows).losses())
+    notes = f"; {'; '.join(risk.notes)}" if risk.notes else ""
+    return Finding(
+        "loss",
+        f"one per row, given as its {risk.row_loss.reduction}{notes}".replace("its none", "it is"),
+        "good" if same else "poor",
+        "the loss of every row is the same each time"
+        if same
+        else "the loss of a row differs from one time to the next: scores are of one draw only",
+    )
+
+
+def solved(influence: Fitting, test: EmpiricalRisk) -> Finding:
+    """How exactly the damped system is solved for some of the test rows."""
+    certificate = influence.certify_rows(test, 8)
+    residual = certificate.residual_max
+    told = f"largest residual {residual:.1e}, coverage {100 * certificate.coverage:.3g} %"
+    # an approximation may rank well with any residual: what it does not say is a size
+    sound: Verdict = _graded(residual, 1e-2, math.inf) if math.isfinite(residual) else "poor"
+    verdict = worst(sound, _graded(1 - certificate.coverage, 1e-9, 0.2))
+    meaning = {
+        "good": "the scores are those of the curvature that was asked for",
+        "fair": "scores are approximate: their order means more than their size; refine() "
+        "makes them exact",
+        "poor": "parameters are left out or solves have failed: see the certificate",
+    }[verdict]
+    return Finding("solves", f"{certificate.method}: {told}", verdict, meaning)
+
+
+def damped(influence: Fitting) -> Finding:
+    """Where λ lies in the spectrum of the curvature."""
+    curvature = influence.curvature_operator
+    damping = one_damping(influence.damping)
+    top, mean = top_eigenvalue(curvature), mean_eigenvalue(curvature)
+    lowest = 0.0 if curvature.semidefinite else lowest_eigenvalue(curvature)
+    told = f"λ = {damping:.3g}; eigenvalues up to {top:.3g}, mean {mean:.2g}"
+    if lowest < 0:
+        told += f", down to {lowest:.2g}"
+    if lowest + damping <= 0:
+        return Finding(
+            "damping", told, "poor", "C + λI is indefinite: use curvature='ggn' or a larger damping"
+        )
+    if damping >= top:
+        return Finding(
+            "damping",
+            told,
+            "poor",
+            "λ is above all eigenvalues: scores are little more than products of gradients",
+        )
+    choice = influence.damping_choice
+    if choice is not None and choice.how == "held-out":
+        return Finding("damping", told, "good", f"chosen by {choice.how}: {choice.why}")
+    return Finding(
+        "damping",
+        told,
+        "fair",
+        f"chosen by {choice.how}: {choice.why}"
+        if choice is not None
+        else "given by hand; damping='auto' with held-out rows finds the one that predicts best",
+    )
+
+
+def other_dampings(influence: Fitting, test: EmpiricalRisk) -> Finding:
+    """Whether the mean scores keep their order at a third and three times λ."""
+    damping = one_damping(influence.damping)
+    own = _mean_scores(influence, test, damping)
+    found = [_rank(own, _mean_scores(influence, test, f * damping)) for f in (1 / 3, 3.0)]
+    lowest = min(found)
+    verdict = _graded(1 - lowest, 0.1, 0.4)
+    meaning = {
+        "good": "the order of the rows hardly depends on λ",
+        "fair": "the order of the rows depends on λ: its choice matters",
+        "poor": "another λ gives another order of the rows: choose it by held-out rows, or by "
+        "retraining",
+    }[verdict]
+    told = f"rank correlation {found[0]:.2f} with λ/3, {found[1]:.2f} with 3λ"
+    return Finding("other dampings", told, verdict, meaning)
+
+
+def other_seeds(influence: Fitting, test: EmpiricalRisk, others: Sequence[Fitting]) -> Finding:
+    """Whether models that were trained with other seeds give the same order."""
+    own = _mean_scores(influence, test, one_damping(influence.damping))
+    found: list[float] = []
+    for other in others:
+        risk = other.risk_like(test)
+        found.append(_rank(own, _mean_scores(other, risk, one_damping(other.damping))))
+    mean = float(np.mean(found))
+    verdict = _graded(1 - mean, 0.2, 0.5)
+    meaning = {
+        "good": "the scores belong to the data more than to one training run",
+        "fair": "part of every score belongs to one training run: average several models",
+        "poor": "most of the scores is the luck of one training run: average several models",
+    }[verdict]
+    told = f"rank correlation {mean:.2f} on average over {len(found)} other model(s)"
+    return Finding("other seeds", told, verdict, meaning)
+
+
+def far_enough(influence: Fitting, test: EmpiricalRisk) -> Finding:
+    """Up to which share of removed rows one Newton step stays where the model is linear."""
+    n = influence.training.n
+    generator = torch.Generator().manual_seed(0)
+    dropped = torch.zeros(len(SHARES) * GROUPS, n, dtype=torch.bool)
+    for group, share in zip(dropped, np.repeat(SHARES, GROUPS), strict=True):
+        group[torch.randperm(n, generator=generator)[: max(1, round(share * n))]] = True
+    prediction = predict(influence, test, dropped)
+    changes = prediction.change.split(GROUPS)
+    sums = (prediction.first_order - prediction.before).split(GROUPS)
+    bends = prediction.nonlinearity.split(GROUPS)
+    told: list[str] = []
+    reached = 0.0
+    for share, change, first, bend in zip(SHARES, changes, sums, bends, strict=True):
+        middle = float(bend.median())
+        r = _pearson(first.flatten().numpy(), change.flatten().numpy())
+        told.append(f"{100 * share:g} % removed: {middle:.2f} (sum r {r:.2f})")
+        reached = share if middle < 0.5 else reached
+    verdict: Verdict = "good" if reached >= 0.1 else "fair" if reached > 0 else "poor"
+    meaning = (
+        f"predictions for groups of up to {100 * reached:g} % of the rows stay where the model is "
+        "nearly linear in its parameters"
+        if reached
+        else "even small groups move the model out of the region where it is linear: retrain"
+    )
+    return Finding("nonlinearity", "; ".join(told), verdict, meaning)
+
+
+def against_retraining(
+    prediction: Prediction, actual: np.ndarray, dampings: pd.DataFrame
+) -> Finding:
+    """Predicted and actual effects of random halves of the rows."""
+    predicted = prediction.after.numpy()
+    effect, guess = actual - actual.mean(0), predicted - predicted.mean(0)
+    slope, low, high = _slope(guess, effect)
+    here = dampings.loc[dampings["factor"] == 1.0].iloc[0]
+    best = dampings.loc[dampings["sum"].idxmax()]
+    told = (
+        f"LDS {here['sum']:.2f} for sums, {here['newton']:.2f} for a Newton step; slope "
+        f"{slope:.2f} ({low:.2f} to {high:.2f})"
+    )
+    verdict = _graded(1 - float(here["newton"]), 0.3, 0.7)
+    meaning = (
+        f"over {len(actual)} random halves, retrained. A slope of 1 means that predicted effects "
+        "have the right size"
+    )
+    if best["sum"] > here["sum"] + 0.03:
+        meaning += f"; damping {best['damping']:.3g} agrees better (LDS {best['sum']:.2f} for sums)"
+    return Finding("retraining", told, verdict, meaning)
+
+
+def predict(
+    influence: Fitting, test: EmpiricalRisk, dropped: Tensor, damping: float | None = None
+) -> Prediction:
+    """What becomes of the test rows without each group (G, n), at this λ."""
+    fitted = influence.fitted_with(damping)
+    groups = pd.RangeIndex(len(dropped))
+    return predict_removal(fitted, test, dropped, groups, order="newton")
+
+
+def _mean_scores(influence: Fitting, test: EmpiricalRisk, damping: float) -> np.ndarray:
+    fitted = influence.fitted_with(damping)
+    inverse = fitted.ready(test, 0)
+    return mean_influence(inverse, fitted.risk, test, "up").double().cpu().numpy()
+
+
+def one_damping(damping: Any) -> float:
+    """λ, or the smallest of those of the blocks."""
+    return float(min(damping.values()) if isinstance(damping, Mapping) else damping)
+
+
+def _graded(value: float, good: float, fair: float) -> Verdict:
+    return "good" if value <= good else "fair" if value <= fair else "poor"
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> float:
+    found: Any = spearmanr(a, b)
+    return float(np.nan_to_num(found.statistic))
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _slope(x: np.ndarray, y: np.ndarray, draws: int = 500) -> tuple[float, float, float]:
+    """The slope of y on x through 0, and its 95 % interval by a bootstrap over subsets (S, m)."""
+    products, squares = (x * y).sum(1), (x * x).sum(1)
+    picked = np.random.default_rng(0).integers(len(x), size=(draws, len(x)))
+    slopes = products[picked].sum(1) / np.maximum(squares[picked].sum(1), 1e-300)
+    low, high = np.quantile(slopes, [0.025, 0.975])
+    return float(products.sum() / max(squares.sum(), 1e-300)), float(low), float(high)

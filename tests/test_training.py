@@ -128,3 +128,20 @@ def test_numpy_features_are_cast_to_the_model() -> None:
     x = np.random.default_rng(0).normal(size=(8, 3))
     history = uw.train(uw.MLP([3, 1], seed=0), nn.functional.mse_loss, (x, x[:, :1]), epochs=1)
     assert history.steps == 1
+
+
+def test_the_record_is_that_of_stochastic_gradient_descent():
+    x = torch.linspace(-1, 1, 10)[:, None]
+
+    def record(optimizer, **options):
+        model = uw.MLP([1, 1], seed=0)
+        options = {"epochs": 4, "batch_size": 4, "optimizer": optimizer, **options}
+        return uw.train(model, F.mse_loss, (x, 2 * x), progress=False, **options).record
+
+    halved = {"scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, gamma=0.5)}
+    found = record(lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.5, weight_decay=0.1), **halved)
+    assert (found.steps, found.weight_decay, found.momentum) == (12, 0.1, 0.5)
+    assert found.learning_rate == pytest.approx(0.15)
+    assert found.damping == pytest.approx(0.1 + 0.5 / (0.15 * 12))
+    assert record(torch.optim.Adam) is None
+    assert record(lambda p: torch.optim.SGD([{"params": p}], lr=0.1, maximize=True)) is None

@@ -65,7 +65,8 @@ class DampingChoice:
     value
         λ.
     how
-        ``"held-out"``, ``"record"`` or ``"scale"``.
+        ``"held-out"``, ``"record"`` or ``"scale"``; ``"cut"`` where a low-rank method knows no
+        eigenvalue as low as theirs.
     why
         In words.
     low, high

@@ -22,7 +22,8 @@ from upweight.choices import (
 from upweight.curvature import GGN
 from upweight.damping import SCALE, DampingChoice, choose_damping, lowest_eigenvalue
 from upweight.fitted import Damping, Fitted
-from upweight.inverse import Certificate
+from upweight.inverse import Certificate, LanczosFactors, NystroemFactors
+from upweight.inverse.lowrank import smallest_kept
 from upweight.margins import TestLoss, choose_test_loss
 from upweight.operator import LinearOperator
 from upweight.recipes import Recipe
@@ -104,8 +105,11 @@ class Fitting:
             operator, choice = self._choose_damping(operator, risk, unseen)
             damping = choice.value
         # all at once, at the end: after an error what an earlier fit computed still fits together
-        self._fit = Fitted.of(risk, operator, self.method, self.blocks, damping)
-        self._damping, self.damping_choice = damping, choice
+        fit = Fitted.of(risk, operator, self.method, self.blocks, damping)
+        if choice is not None:
+            choice = _above_the_cut(fit, choice)
+            damping = choice.value
+        self._fit, self._damping, self.damping_choice = fit, damping, choice
         return self
 
     def _choose_damping(
@@ -264,6 +268,22 @@ def _chosen_later(damping: Any, blocks: str | BlockChoice) -> Damping:
     if isinstance(damping, str):
         raise TypeError(f"expected a number λ ≥ 0 for the damping, or 'auto'; got {damping!r}")
     return check_dampings(damping, blocks)
+
+
+def _above_the_cut(fit: Fitted, choice: DampingChoice) -> DampingChoice:
+    """λ, at least the smallest eigenvalue that a low-rank method keeps."""
+    prepared = fit.prepared
+    if not isinstance(prepared, LanczosFactors | NystroemFactors) or fit.inverse is None:
+        return choice
+    cut = smallest_kept(prepared)
+    if cut <= choice.value:
+        return choice
+    fit.set_damping(cut)
+    why = (
+        f"{choice.value:.3g} in principle ({choice.why}), but {fit.method} knows no eigenvalue "
+        f"below {cut:.3g}, and takes all others as zero"
+    )
+    return replace(choice, value=cut, how="cut", why=why, low=None, high=None)
 
 
 def _ggn(train: EmpiricalRisk) -> LinearOperator | None:

@@ -20,7 +20,7 @@ from upweight.prediction import Drop, Order, Prediction, masks_of, predict_remov
 from upweight.recipes import CG, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
-from upweight.scores import SIGN, SIGN_PERTURBATION, RowScores, Scores, write_meta
+from upweight.scores import RowScores, Scores, meaning_of, write_meta
 from upweight.stream import ArraySink, ZarrSink, atomic_directory
 from upweight.trust import Check, check_influence
 from upweight.version import __version__
@@ -200,7 +200,7 @@ class Influence(Fitting):
         inverse = self._fitted().ready(test_risk, self.certify)
         values = mean_influence(inverse, train_risk, test_risk, mode)
         provenance = {**self._provenance(mode, train_risk, test_risk, test_loss), "reduced": "mean"}
-        meaning = SIGN if mode == "up" else SIGN_PERTURBATION
+        meaning = meaning_of(provenance, 2 if mode == "up" else 3)
         return RowScores(
             values.to("cpu", train_risk.dtype), train_risk.rows.names, provenance, meaning
         )

@@ -21,17 +21,29 @@ from torch import Tensor
 from upweight import grouping
 from upweight.stream import ZarrSink, atomic_directory
 
-__all__ = ["SIGN", "RowScores", "Scores"]
+__all__ = ["SIGN", "RowScores", "Scores", "meaning_of"]
 
-SIGN = (
-    "positive = the training row helps (up-weighting it lowers the test loss), negative = it harms"
-)
-SIGN_PERTURBATION = (
-    "positive = increasing this feature of the training row lowers the test loss, "
-    "negative = raises it"
-)
 FORMAT = 1
 BLOCK_NUMBERS = 2**25
+
+
+def meaning_of(provenance: dict[str, Any], ndim: int = 2) -> str:
+    """What a positive and a negative score say, of what was measured of the test rows."""
+    measured = str(provenance.get("test_loss", "loss"))
+    better, worse = ("raises", "lowers") if measured == "margin" else ("lowers", "raises")
+    of_what = f"the test {measured}" if measured in ("loss", "margin") else f"test {measured}"
+    if ndim == 2:
+        return (
+            f"positive = the training row helps (up-weighting it {better} {of_what}), negative = "
+            "it harms"
+        )
+    return (
+        f"positive = increasing this feature of the training row {better} {of_what}, negative = "
+        f"{worse} it"
+    )
+
+
+SIGN = meaning_of({})
 
 
 class RowScores:
@@ -189,7 +201,7 @@ class Scores:
     @property
     def meaning(self) -> str:
         """What a positive and a negative score say."""
-        return SIGN if len(self.shape) == 2 else SIGN_PERTURBATION
+        return meaning_of(self.provenance, len(self.shape))
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """Values of consecutive test rows in memory: (first test row, (b, n, …)).
@@ -357,7 +369,7 @@ def write_meta(
             pd.DataFrame({"name": index}).to_parquet(path)
         except (TypeError, ValueError, OverflowError, NotImplementedError):
             pd.DataFrame({"name": [str(n) for n in index]}).to_parquet(path)
-    sign = SIGN_PERTURBATION if provenance.get("mode") == "perturbation" else SIGN
+    sign = meaning_of(provenance, 3 if provenance.get("mode") == "perturbation" else 2)
     meta = {"format": FORMAT, "sign": sign, "provenance": provenance}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 

@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from upweight.functional import default_forward, default_target
 from upweight.losses import RowLoss
+from upweight.record import TrainingRecord
 from upweight.rows import Rows
 
 __all__ = ["MLP", "History", "train"]
@@ -74,12 +75,18 @@ class History:
         Optimiser steps taken.
     best_epoch
         The epoch whose weights the model has: the last one, or with early stopping the best.
+    settings
+        Epochs, batch size, seed, optimiser.
+    record
+        What ``damping="auto"`` of `Influence` makes use of, up to the best epoch; None where the
+        optimiser is not SGD with one setting for all parameters.
     """
 
     losses: pd.DataFrame
     steps: int
     best_epoch: int
     settings: dict[str, Any] = field(default_factory=lambda: {})
+    record: TrainingRecord | None = None
 
 
 def train(
@@ -178,12 +185,26 @@ def train(
     if best is not None:
         model.load_state_dict(best[2])
     model.eval()
+    best_epoch = best[1] if best else len(table)
     return History(
         pd.DataFrame(table, index=pd.RangeIndex(1, len(table) + 1, name="epoch")),
         count,
-        best[1] if best else len(table),
+        best_epoch,
         {"epochs": epochs, "batch_size": batch_size, "seed": seed, "optimizer": repr(steps)},
+        _record(steps, [line["learning_rate"] for line in table[:best_epoch]], count // len(table)),
     )
+
+
+def _record(optimizer: Optimizer, rates: list[float], steps: int) -> TrainingRecord | None:
+    """Of the epochs with these learning rates, of so many steps each."""
+    groups = optimizer.param_groups
+    rate = sum(rates) / len(rates)
+    if type(optimizer) is not SGD or len(groups) > 1 or rate <= 0:
+        return None
+    found = groups[0]
+    if found["maximize"] or found["dampening"] or found["momentum"] >= 1:
+        return None
+    return TrainingRecord(steps * len(rates), rate, found["weight_decay"], found["momentum"])
 
 
 def row_orders(rows: int, seed: int) -> Iterator[Tensor]:

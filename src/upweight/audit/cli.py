@@ -36,13 +36,15 @@ def wine(
     damping: float = 0.1,
     curvature: Literal["hessian", "ggn", "fisher"] = "hessian",
     top: Annotated[int, Parameter(help="Rows in the table of suspects.")] = 10,
+    check: bool = True,
     compare: bool = True,
     quiet: bool = False,
 ) -> None:
     """Flip labels of wine bottles, train a network, find the flipped ones by influence.
 
     Writes a run folder with report.html, rows.parquet, findings.parquet, the scores, the
-    settings, and methods.parquet with other methods on the same rows.
+    settings, check.parquet with what speaks for and against the scores, and methods.parquet with
+    other methods on the same rows.
 
     Parameters
     ----------
@@ -58,6 +60,8 @@ def wine(
         λ in (C + λI)⁻¹.
     curvature
         C: the Hessian, the generalised Gauss-Newton or the Fisher matrix of the training loss.
+    check
+        Also train again on random halves of the rows, and say whether the scores can be believed.
     compare
         Also score the rows by methods for large models, and show how far they are from exact ones.
     quiet
@@ -78,6 +82,7 @@ def wine(
         epochs=epochs,
         damping=damping,
         curvature=curvature,
+        check=check,
         compare=compare,
     )
     result = walk.run_wine(settings, progress=not quiet)
@@ -98,6 +103,10 @@ def _print_wine(result: Any, top: int) -> None:
     shown = suspects[["row", "mean_influence", "given", "predicted", "flipped"]].copy()
     shown["flipped"] = shown["flipped"].map({True: "yes", False: "no"})
     print(shown.to_string(index=False, formatters={"mean_influence": "{:+.4f}".format}))
+    if result.check is not None:
+        unknown = isinstance(result.check, str)
+        told = f"not known: {result.check}" if unknown else result.check.check.sentence
+        print(f"\ncan these scores be believed? {told}")
     if result.comparison is not None:
         from upweight.audit.comparison_report import terminal_table
 

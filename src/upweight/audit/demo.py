@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,48 +16,21 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import save as serialize
 from sklearn.metrics import f1_score, roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
 from upweight.audit import demo_report, report
+from upweight.audit.demo_check import WineCheck, check_wine
+from upweight.audit.demo_settings import WineSettings, make_model, training_options
 from upweight.comparison import Comparison, compare
 from upweight.datasets import Split, flip_labels, load_wine
 from upweight.inverse import Certificate
 from upweight.methods import Influence
 from upweight.scores import RowScores, Scores
 from upweight.stream import atomic_directory
-from upweight.training import MLP, History, train
+from upweight.training import History, train
 from upweight.version import __version__
 
 __all__ = ["WineResult", "WineSettings", "run_wine", "write_run"]
-
-
-@dataclass(frozen=True)
-class WineSettings:
-    """What the walk-through does; written to ``config.yaml`` of its run.
-
-    Attributes
-    ----------
-    seed
-        Of the split, the flipped rows, the initial weights and the order of training.
-    flipped
-        How many training rows get the label of another cultivar.
-    epochs, learning_rate, weight_decay, batch_size
-        Of Adam with a cosine schedule on a 13-16-16-3 tanh network.
-    damping, curvature
-        λ and C of the influence.
-    compare
-        Whether methods for large models score the same rows, to be compared.
-    """
-
-    seed: int = 2
-    flipped: int = 10
-    epochs: int = 300
-    learning_rate: float = 0.005
-    weight_decay: float = 0.01
-    batch_size: int = 32
-    damping: float = 0.1
-    curvature: Literal["hessian", "ggn", "fisher"] = "hessian"
-    compare: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,6 +46,9 @@ class WineResult:
         The scaled features, (n, 13), in the order of `rows`.
     feature_influence
         Mean over training and test rows of the influence of a feature, (13,).
+    check
+        Whether the scores can be believed, or a text that says why that is not known; None where
+        it was not asked for.
     comparison
         Other methods on the same rows, with the direct one as the reference; None where it was not
         asked for.
@@ -89,6 +66,7 @@ class WineResult:
     features: pd.DataFrame
     feature_influence: pd.Series
     certificate: Certificate
+    check: WineCheck | str | None
     comparison: Comparison | None
 
     @property
@@ -115,7 +93,7 @@ class WineResult:
 
 
 def run_wine(settings: WineSettings, *, progress: bool = True) -> WineResult:
-    """Load, spoil, train, score.
+    """Load, spoil, train, score, check, compare.
 
     Raises
     ------
@@ -125,7 +103,7 @@ def run_wine(settings: WineSettings, *, progress: bool = True) -> WineResult:
     wine = load_wine(seed=settings.seed)
     x, y = wine.train
     y, flipped = flip_labels(y, settings.flipped, classes=3, seed=settings.seed)
-    model = MLP([x.shape[1], 16, 16, 3], nn.Tanh, seed=settings.seed)
+    model = make_model(settings.seed)
     influence = Influence(
         model, F.cross_entropy, curvature=settings.curvature, damping=settings.damping
     )
@@ -135,61 +113,83 @@ def run_wine(settings: WineSettings, *, progress: bool = True) -> WineResult:
         (x, y),
         wine.validation,
         epochs=settings.epochs,
-        optimizer=lambda p: torch.optim.Adam(
-            p, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        ),
-        scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, settings.epochs),
-        batch_size=settings.batch_size,
         seed=settings.seed,
         progress=progress,
+        **training_options(settings),
     )
     influence.fit((x, y))
     scores = influence.scores(wine.test)
     mean = scores.mean()
     by_feature = influence.mean_scores(wine.test, mode="perturbation").values.mean(0)
-    comparison = None
-    if settings.compare:
-        comparison = compare(
-            model,
-            F.cross_entropy,
-            (x, y),
-            wine.test,
-            damping=settings.damping,
-            curvature=settings.curvature,
-            reference="direct",
-            progress=progress,
-        )
-    with torch.no_grad():
-        predicted = model(x).argmax(1).numpy()
-        test_predicted = model(wine.test[0]).argmax(1).numpy()
-    is_flipped = np.zeros(len(y), dtype=bool)
-    is_flipped[flipped.numpy()] = True
-    names = np.asarray(wine.class_names)
-    rows = pd.DataFrame(
-        {
-            "row": np.arange(len(y)),
-            "bottle": wine.train_rows,
-            "given": names[y.numpy()],
-            "predicted": names[predicted],
-            "mean_influence": mean.values.numpy(),
-            "self_influence": influence.self_influence().values.numpy(),
-            "flipped": is_flipped,
-        }
-    )
+    values = {
+        "mean_influence": mean.values.numpy(),
+        "self_influence": influence.self_influence().values.numpy(),
+    }
+    rows = _rows(wine, y, flipped, _classes(model, x), values)
+    predicted = _classes(model, wine.test[0])
+    check = None
+    if settings.check:
+        epochs = history.best_epoch
+        check = check_wine(settings, model, wine, (x, y), scores, epochs=epochs, progress=progress)
     return WineResult(
         settings=settings,
         data=wine,
         model=model,
         history=history,
-        test_predicted=test_predicted,
-        f1=float(f1_score(wine.test[1].numpy(), test_predicted, average="weighted")),
+        test_predicted=predicted,
+        f1=float(f1_score(wine.test[1].numpy(), predicted, average="weighted")),
         scores=scores,
         mean=mean,
         rows=rows,
         features=pd.DataFrame(x.numpy(), columns=pd.Index(wine.feature_names)),
         feature_influence=pd.Series(by_feature.numpy(), index=list(wine.feature_names)),
         certificate=influence.certificate,
-        comparison=comparison,
+        check=check,
+        comparison=_compared(settings, model, (x, y), wine.test, progress),
+    )
+
+
+def _compared(
+    settings: WineSettings, model: nn.Module, rows: Any, test: Any, progress: bool
+) -> Comparison | None:
+    if not settings.compare:
+        return None
+    return compare(
+        model,
+        F.cross_entropy,
+        rows,
+        test,
+        damping=settings.damping,
+        curvature=settings.curvature,
+        reference="direct",
+        progress=progress,
+    )
+
+
+def _classes(model: nn.Module, x: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return model(x).argmax(1).numpy()
+
+
+def _rows(
+    wine: Split,
+    given: Tensor,
+    flipped: Tensor,
+    predicted: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    is_flipped = np.zeros(len(given), dtype=bool)
+    is_flipped[flipped.numpy()] = True
+    names = np.asarray(wine.class_names)
+    return pd.DataFrame(
+        {
+            "row": np.arange(len(given)),
+            "bottle": wine.train_rows,
+            "given": names[given.numpy()],
+            "predicted": names[predicted],
+            **scores,
+            "flipped": is_flipped,
+        }
     )
 
 
@@ -221,6 +221,10 @@ def write_run(result: WineResult, path: str | os.PathLike[str], *, top: int = 20
             folder / "feature_influence.parquet"
         )
         result.scores.save(folder / "scores")
+        if isinstance(result.check, WineCheck):
+            result.check.check.to_frame().to_parquet(folder / "check.parquet")
+            result.check.dampings.to_parquet(folder / "check_dampings.parquet")
+            result.check.retrained.save(folder / "retrained.npz")
         if result.comparison is not None:
             result.comparison.table.to_parquet(folder / "methods.parquet")
             result.comparison.mean.to_parquet(folder / "method_scores.parquet")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from upweight.audit import comparison_report, plots
+from upweight.audit import check_report, comparison_report, plots
+from upweight.audit.demo_check import WineCheck
 from upweight.audit.report import (
     Block,
     Fact,
@@ -21,6 +22,8 @@ from upweight.audit.report import (
 
 if TYPE_CHECKING:
     from upweight.audit.demo import WineResult
+
+ALIKE = 0.95  # rank correlation from which two rankings are called nearly alike
 
 
 def build(result: WineResult, top: int) -> Report:
@@ -36,6 +39,7 @@ def build(result: WineResult, top: int) -> Report:
             Section("The rows to look at first", _suspects(result, top)),
             Section("Which way the measurements push", _features(result)),
             Section("How exact these numbers are", _certificate(result)),
+            *_check(result),
             *_comparison(result),
         ],
         footer=(
@@ -196,6 +200,107 @@ def _certificate(result: WineResult) -> list[Block]:
         ),
         Table(pd.DataFrame(lines, columns=["", "value"]), "Certificate of the solves."),
     ]
+
+
+def _check(result: WineResult) -> list[Section]:
+    found = result.check
+    if found is None:
+        return []
+    title = "Can these scores be believed?"
+    if isinstance(found, str):
+        return [Section(title, [Paragraph(f"That is not known: {found}.", "warning")])]
+    told = check_report.told_of_damping(found.check)
+    other = _other_curvature(result, found) if found.why else None
+    blocks: list[Block | None] = [
+        Paragraph(found.check.sentence),
+        other if other and other.tone == "warning" else None,
+        Paragraph(told, "note") if told else None,
+        Paragraph(_retraining(result, found)),
+        other if other and other.tone == "plain" else None,
+        *check_report.blocks(found.check, rows="bottles"),
+        *[Paragraph(text) for text in _auto(result, found)],
+        _dampings(found),
+    ]
+    return [Section(title, [block for block in blocks if block is not None])]
+
+
+def _retraining(result: WineResult, found: WineCheck) -> str:
+    settings = result.settings
+    low, high = found.own.interval
+    return (
+        "What the scores claim can be tried out: take bottles away, train again, and look at the "
+        f"test bottles. On each of {found.own.subsets} random halves of the bottles the network "
+        f"was trained {settings.trainings} times, with the same optimiser and schedule, from other "
+        f"initial weights, for {found.epochs} epochs: as many as the weights above were trained "
+        "for. (Networks that are all trained at once cannot stop early, each at its best epoch.) "
+        "The linear datamodeling score (LDS) is the rank correlation, over the halves, of "
+        "predicted and actual losses of a test bottle, averaged over the test bottles: 1 is the "
+        "same order, 0 none. For the scores of this page, summed over the bottles of a half, it "
+        f"is {found.own.value:.2f} (95 % interval {low:.2f} to {high:.2f})."
+    )
+
+
+def _other_curvature(result: WineResult, found: WineCheck) -> Paragraph:
+    name, other = result.settings.curvature.capitalize(), found.curvature.upper()
+    alike = found.rank > ALIKE
+    how = "nearly alike" if alike else "differently, so that this check says little of this page"
+    return Paragraph(
+        f"The check is of the {other} in place of the {name}: with this λ the {name} of the "
+        "bottles that remain is indefinite for some groups, and no step can be predicted for them. "
+        f"The mean scores by both rank the bottles {how} (Spearman {found.rank:.3f}).",
+        "plain" if alike else "warning",
+    )
+
+
+def _auto(result: WineResult, found: WineCheck) -> list[str]:
+    n = len(result.data.validation[1])
+    clean = (
+        f'With the {n} validation bottles as held-out rows, damping="auto" would choose λ = '
+        f"{found.clean.value:.3g}, by {found.clean.how}: {found.clean.why}. "
+        f"{_against_own(result, found, found.clean.value)}"
+    )
+    if found.spoiled is None:
+        return [clean]
+    spoiled = (
+        "Held-out rows should be drawn as the training rows were, but the labels of the validation "
+        "bottles are all right. With the same share of wrong labels among them, it would choose "
+        f"λ = {found.spoiled.value:.3g}, by {found.spoiled.how}: {found.spoiled.why}. "
+        f"{_against_own(result, found, found.spoiled.value)}"
+    )
+    return [clean, spoiled]
+
+
+def _against_own(result: WineResult, found: WineCheck, damping: float) -> str:
+    """Whether retraining speaks for this λ or for the one in use."""
+    score = found.dampings.set_index("damping")["newton"].to_dict()
+    own, other = score[result.settings.damping], score[damping]
+    if np.isnan(own) or np.isnan(other):
+        return "There is no prediction for one of the two to compare."
+    word = "better" if other > own else "worse" if other < own else "no different"
+    return (
+        f"By the retraining that is {word}: LDS {other:.2f} for Newton steps, and {own:.2f} with λ "
+        "in use."
+    )
+
+
+def _dampings(found: WineCheck) -> Table:
+    names = {
+        "damping": "λ",
+        "origin": "which",
+        "sum": "LDS of sums",
+        "newton": "LDS of Newton steps",
+        "sum_slope": "slope for sums",
+        "newton_slope": "slope for Newton steps",
+    }
+    frame = pd.DataFrame({name: found.dampings[key] for key, name in names.items()})
+    numbers = list(names.values())[2:]
+    return Table(
+        frame,
+        "What the same retraining says of some λ. Slope: how many times as large actual effects "
+        "are as predicted ones; 1 is right. “Best” is in hindsight, by these very halves.",
+        formats={"λ": "{:.3g}", **dict.fromkeys(numbers, "{:.2f}")},
+        whole=True,
+    )
 
 
 def _comparison(result: WineResult) -> list[Section]:

@@ -11,25 +11,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from upweight.audit.inputs import finite_vector, short_label
-from upweight.audit.plots import (
+from upweight.audit.style import (
     BLUE,
     DASHES,
     DIRECTION,
     GREY,
     MAX_VECTORS,
     SERIES,
-    _axes,  # pyright: ignore[reportPrivateUsage]
-    _legend_above,  # pyright: ignore[reportPrivateUsage]
-    _tidy,  # pyright: ignore[reportPrivateUsage]
+    axes,
+    legend_above,
+    tidy,
 )
 from upweight.evaluate import Detection, LinearDatamodelingScore
 
 __all__ = [
     "plot_brittleness",
+    "plot_damping",
     "plot_detection",
     "plot_lds",
     "plot_predicted_vs_actual",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 STYLES = {"score": (BLUE, "-", "o"), "random": (GREY, "--", "s")}  # by order of the rows
+PREDICTIONS = {"sum": "sum of influences", "newton": "one Newton step"}
 VERBS = {"remove": "removed", "add": "trained on"}
 
 
@@ -66,7 +68,7 @@ def plot_lds(
     'direct'
     """
     _some(found, "method")
-    ax = _axes(ax)
+    ax = axes(ax)
     for y, one in enumerate(found.values()):
         ax.plot(one.interval, (y, y), color=BLUE, linewidth=2, alpha=0.5, solid_capstyle="butt")
         ax.plot(one.value, y, "o", color=BLUE)
@@ -80,8 +82,8 @@ def plot_lds(
     ax.set_xlabel("rank correlation with retraining, LDS (higher is better)", loc="right")
     ax.tick_params(axis="y", length=0)
     if ceiling is not None:
-        _legend_above(ax)
-    _tidy(ax, grid="x")
+        legend_above(ax)
+    tidy(ax, grid="x")
     return ax
 
 
@@ -117,7 +119,7 @@ def plot_predicted_vs_actual(
         )
     there = ~(np.isnan(x) | np.isnan(y))
     x, y = finite_vector(x[there], "predicted"), finite_vector(y[there], "actual")
-    ax = _axes(ax)
+    ax = axes(ax)
     ax.axline((0, 0), slope=1, color=GREY, linestyle="--", label="predicted = actual")
     ax.scatter(x, y, s=16, color=BLUE, alpha=0.6, linewidths=0, rasterized=len(x) > MAX_VECTORS)
     if np.ptp(x) and np.ptp(y):
@@ -128,8 +130,55 @@ def plot_predicted_vs_actual(
     ax.set_xlabel(f"predicted effect: {DIRECTION}")
     ax.set_ylabel(f"actual effect: {DIRECTION}")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    _legend_above(ax)
-    _tidy(ax, grid="both")
+    legend_above(ax)
+    tidy(ax, grid="both")
+    return ax
+
+
+def plot_damping(dampings: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How well predictions order subsets of the training rows, by λ; λ in use is marked.
+
+    Parameters
+    ----------
+    dampings
+        `Check.dampings`: ``damping``, ``factor`` (1 for λ in use), and the linear datamodeling
+        scores ``sum`` and ``newton``. What has none, NaN, is left out.
+    ax
+        Where to draw; the current pyplot axes by default.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> table = {"damping": [0.1, 1], "factor": [1, 10], "sum": [0.8, 0.6], "newton": [0.9, 0.6]}
+    >>> ax = plot_damping(pd.DataFrame(table), Figure().add_subplot())
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['sum of influences', 'one Newton step', 'λ in use: 0.1']
+    """
+    _some(dampings, "damping")
+    table = dampings.sort_values("damping")
+    damping = finite_vector(table["damping"], "damping")
+    if damping[0] <= 0:
+        raise ValueError(f"dampings must be above 0, to be drawn by their logarithm: {damping[0]}")
+    ax = axes(ax)
+    for j, (column, name) in enumerate(PREDICTIONS.items()):
+        ax.plot(
+            damping,
+            table[column].to_numpy(),
+            color=SERIES[j],
+            linestyle=DASHES[j],
+            marker="os"[j],
+            markersize=5,
+            linewidth=1.8,
+            label=name,
+        )
+    for used in damping[table["factor"].to_numpy() == 1]:
+        ax.axvline(used, color=GREY, linestyle=":", label=f"λ in use: {used:.3g}", zorder=0)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(_short_number))
+    ax.set_xlabel("damping λ: weak ← → strong (log scale)")
+    ax.set_ylabel("LDS (higher is better)")
+    legend_above(ax)
+    tidy(ax, grid="both")
     return ax
 
 
@@ -157,7 +206,7 @@ def plot_detection(found: Mapping[str, Detection], ax: Axes | None = None) -> Ax
     ['direct (AUC 1.000)']
     """
     _some(found, "method")
-    ax = _axes(ax)
+    ax = axes(ax)
     ax.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1.2)
     for j, (name, one) in enumerate(found.items()):
         ax.plot(
@@ -174,8 +223,8 @@ def plot_detection(found: Mapping[str, Detection], ax: Axes | None = None) -> Ax
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel("rows inspected, most suspicious first")
     ax.set_ylabel("wrong rows found (higher is better)")
-    _legend_above(ax)
-    _tidy(ax, grid="both")
+    legend_above(ax)
+    tidy(ax, grid="both")
     return ax
 
 
@@ -211,14 +260,14 @@ def plot_removal(
         raise ValueError(f"frame must be of one kind of curve, got {len(kinds)}: {list(kinds)}")
     verb, which = str(kinds[0]).split("-")
     names = {"score": f"{which} scores first", "random": "in random order"}
-    ax = _axes(ax)
+    ax = axes(ax)
     _draw_by_order(ax, frame, "fraction", "output", names, band=True)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel(f"training rows {VERBS[verb]}")
     ax.set_ylabel(output)
-    _legend_above(ax)
-    _tidy(ax, grid="both")
+    legend_above(ax)
+    tidy(ax, grid="both")
     return ax
 
 
@@ -243,7 +292,7 @@ def plot_brittleness(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     _some(frame["k"], "removal")
     names = {"score": "most helpful rows", "random": "random rows"}
-    ax = _axes(ax)
+    ax = axes(ax)
     _draw_by_order(ax, frame, "k", "flipped", names, band=False)
     tests = frame["test"].nunique()
     ax.set_ylim(-0.02, 1.02)
@@ -251,8 +300,8 @@ def plot_brittleness(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set_xlabel("training rows removed for each test row")
     ax.set_ylabel(f"predictions flipped ({tests:,} test row{'s' * (tests != 1)})")
-    _legend_above(ax)
-    _tidy(ax, grid="both")
+    legend_above(ax)
+    tidy(ax, grid="both")
     return ax
 
 
@@ -271,6 +320,10 @@ def _draw_by_order(
             ax.fill_between(at, lines["min"], lines["max"], color=colour, alpha=0.18, linewidth=0)
         mean = lines["mean"].to_numpy()
         ax.plot(at, mean, color=colour, linestyle=dash, marker=marker, markersize=4, label=name)
+
+
+def _short_number(value: float, position: int | None = None) -> str:
+    return f"{value:.12g}"
 
 
 def _some(found: Sized, what: str) -> None:

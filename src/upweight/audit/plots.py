@@ -3,8 +3,7 @@
 A score is positive where the training row helps (up-weighting it lowers the test loss) and negative
 where it harms. The functions take plain arrays and draw on ``ax``, or on the current pyplot axes.
 
-Colours are Paul Tol's *vibrant* scheme, which colour-blind readers tell apart, in tones that stand
-out from a light and from a dark background. Text keeps matplotlib's own colour, so that a dark
+Colours are those of :mod:`upweight.audit.style`. Text keeps matplotlib's own colour, so that a dark
 style works too.
 """
 
@@ -24,6 +23,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import ArrayLike, NDArray
 
 from upweight.audit.inputs import class_positions, finite_vector, row_mask, short_label
+from upweight.audit.style import (
+    BLUE,
+    DASHES,
+    DIRECTION,
+    GREY,
+    MAX_VECTORS,
+    RED,
+    SERIES,
+    axes,
+    legend_above,
+    tidy,
+)
 
 __all__ = [
     "draw",
@@ -35,18 +46,7 @@ __all__ = [
     "report_style",
 ]
 
-BLUE = "#0077bb"  # rows, what helps
-RED = "#cc3311"  # marked rows, what harms
-ORANGE = "#dd6611"  # darker than Tol's #ee7733, which is faint on white
-TEAL = "#009988"
-PURPLE = "#aa4499"
-GREY = "#888888"  # lines that carry no data: grid, zero, identity
-SERIES = (BLUE, ORANGE, TEAL, PURPLE)
-DASHES = ("-", "--", "-.", ":")
-
-DIRECTION = "harmful ← 0 → helpful"
 MAX_BINS = 60
-MAX_VECTORS = 5_000  # more points than this become a picture inside the SVG, which stays small
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def plot_losses(losses: pd.DataFrame, ax: Axes | None = None) -> Axes:
         raise ValueError(
             f"losses must have at least one epoch and one column, got shape {losses.shape}"
         )
-    ax = _axes(ax)
+    ax = axes(ax)
     for j in range(losses.shape[1]):
         line = losses.iloc[:, j].astype(float).dropna()
         ax.plot(
@@ -126,8 +126,8 @@ def plot_losses(losses: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("epoch")
     ax.set_ylabel("mean loss per row (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    _legend_above(ax)
-    _tidy(ax, grid="y")
+    legend_above(ax)
+    tidy(ax, grid="y")
     return ax
 
 
@@ -159,7 +159,7 @@ def plot_confusion(
     counts = np.zeros((k, k), dtype=np.int64)
     np.add.at(counts, (given, predicted), 1)
 
-    ax = _axes(ax)
+    ax = axes(ax)
     size = float(np.clip(120 / k, 5, 11))
     for i in range(k):
         for j in range(k):
@@ -219,7 +219,7 @@ def plot_score_distribution(
     edges = _edges(values) if isinstance(bins, str) and bins == "auto" else bins
     edges = np.histogram_bin_edges(values, edges)
 
-    ax = _axes(ax)
+    ax = axes(ax)
     tallest = 1.0
     for part, colour, name in ((~mask, BLUE, "other rows"), (mask, RED, short_label(marked_label))):
         if marked is None:
@@ -243,8 +243,8 @@ def plot_score_distribution(
     ax.set_xlabel(f"influence on the test rows: {DIRECTION}")
     ax.set_ylabel("training rows (log scale)")
     if marked is not None:
-        _legend_above(ax)
-    _tidy(ax, grid="y")
+        legend_above(ax)
+    tidy(ax, grid="y")
     return ax
 
 
@@ -280,7 +280,7 @@ def plot_feature_influence(
     order = np.argsort(-np.abs(bars), kind="stable")[:top]
     bars, names = bars[order], [short_label(feature_names[i]) for i in order]
 
-    ax = _axes(ax)
+    ax = axes(ax)
     position = np.arange(len(bars))
     colours = [RED if bar < 0 else BLUE for bar in bars]
     ax.barh(position, bars, color=colours, alpha=0.85, height=0.7)
@@ -291,7 +291,7 @@ def plot_feature_influence(
     # Flush right: long names leave less room than the label needs, and it may grow to the left.
     ax.set_xlabel(f"raising the feature is: {DIRECTION}", loc="right")
     ax.tick_params(axis="y", length=0)
-    _tidy(ax, grid="x")
+    tidy(ax, grid="x")
     ax.spines["left"].set_visible(False)
     return ax
 
@@ -329,7 +329,7 @@ def plot_method_comparison(
         )
     mask = row_mask(marked, len(x))
 
-    ax = _axes(ax)
+    ax = axes(ax)
     ax.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1.2, zorder=1)
     many = len(x) > MAX_VECTORS
     ax.scatter(x, y, s=16, color=BLUE, alpha=0.6, linewidths=0, rasterized=many)
@@ -345,36 +345,8 @@ def plot_method_comparison(
         ax.text(0.03, 0.96 - 0.08 * line, text, transform=ax.transAxes, va="top", zorder=4)
     ax.set_xlabel(f"reference influence: {DIRECTION}")
     ax.set_ylabel(f"{short_label(name, limit=16)}: {DIRECTION}")
-    _tidy(ax, grid="both")
+    tidy(ax, grid="both")
     return ax
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt  # only here: pyplot decides on a backend when it is imported
-
-    return plt.gca()
-
-
-def _tidy(ax: Axes, grid: str) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_axisbelow(True)
-    ax.grid(visible=True, axis=grid, color=GREY, alpha=0.3, linewidth=0.8)  # pyright: ignore[reportArgumentType]
-
-
-def _legend_above(ax: Axes) -> None:
-    """Over the axes, where it covers no data: in a row if that is not too long."""
-    _, names = ax.get_legend_handles_labels()
-    in_a_row = sum(len(name) + 6 for name in names) < 54
-    ax.legend(
-        frameon=False,
-        ncols=len(names) if in_a_row else 1,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        borderpad=0,
-        borderaxespad=0.6,
-    )
 
 
 def _count(value: float, position: int | None = None) -> str:

@@ -103,6 +103,8 @@ class Table:
         What these rows are, for the caption and for screen readers.
     highlight_column
         Name of the column that the table is about, for instance the one it is sorted by.
+    whole
+        Show every cell in full; otherwise long ones are cut, and open on a click.
     """
 
     frame: pd.DataFrame
@@ -111,6 +113,7 @@ class Table:
     highlight_rows: Collection[int] = ()
     highlight_label: str = "marked"
     highlight_column: Hashable | None = None
+    whole: bool = False
 
 
 Block = Paragraph | Facts | Figure | Table
@@ -277,7 +280,7 @@ def _table(table: Table) -> dict[str, Any]:
                 "full": str(name),
                 "numeric": _is_numeric(column),
                 "key": name == table.highlight_column,
-                "cells": [_cell(value, text) for value in column],
+                "cells": [_cell(value, text, whole=table.whole) for value in column],
             }
         )
     return {"table": table, "columns": columns, "marked": [i in rows for i in range(n)]}
@@ -289,10 +292,10 @@ def _header(name: object) -> Markup:
     return Markup("<wbr>").join(escape(part) for part in parts)
 
 
-def _cell(value: object, text: Callable[[Any], str]) -> dict[str, Any]:
+def _cell(value: object, text: Callable[[Any], str], *, whole: bool) -> dict[str, Any]:
     missing = pd.api.types.is_scalar(value) and bool(pd.isna(value))  # pyright: ignore[reportArgumentType, reportCallIssue]
     full = "–" if missing else text(value)
-    return {"full": full, "short": _cut(full), "missing": missing}
+    return {"full": full, "short": full if whole else _cut(full), "missing": missing}
 
 
 def _cut(text: str) -> str:

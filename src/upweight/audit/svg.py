@@ -12,17 +12,18 @@ import matplotlib
 import matplotlib.figure
 
 from upweight.audit import plots
+from upweight.audit.style import BLUE, GREY, ORANGE, PURPLE, RED, TEAL
 
 __all__ = ["to_svg"]
 
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _COLOURS = {
-    plots.BLUE: "var(--blue)",
-    plots.RED: "var(--red)",
-    plots.ORANGE: "var(--orange)",
-    plots.TEAL: "var(--teal)",
-    plots.PURPLE: "var(--purple)",
-    plots.GREY: "var(--line)",
+    BLUE: "var(--blue)",
+    RED: "var(--red)",
+    ORANGE: "var(--orange)",
+    TEAL: "var(--teal)",
+    PURPLE: "var(--purple)",
+    GREY: "var(--line)",
     "#000000": "var(--ink)",
     "#ffffff": "var(--surface)",
 }

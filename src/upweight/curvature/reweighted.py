@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from upweight.curvature.form import OutputForm
-from upweight.operator import LinearOperator
+from upweight.operator import LinearOperator, wide
 
 __all__ = ["Reweighted"]
 
@@ -34,10 +34,17 @@ class Reweighted(LinearOperator):
     damping
         λ.
 
+    Attributes
+    ----------
+    products
+        Columns that it, and what `at` gives of it, have multiplied.
+
     Raises
     ------
     TypeError
         If the curvature is not one of rows.
+    ValueError
+        If the masks are not one line for each row, or a column keeps no row.
     """
 
     def __init__(self, curvature: LinearOperator, kept: Tensor, damping: float) -> None:
@@ -45,11 +52,18 @@ class Reweighted(LinearOperator):
         self.curvature = curvature
         self.damping = damping
         self.semidefinite = curvature.semidefinite
-        self._kept = kept.to(curvature.device)
-        self._weights = kept / kept.sum(0)
+        kept = kept.to(curvature.device)
+        if not bool(kept.any(0).all()):
+            raise ValueError("expected at least one kept row in every column of the masks")
+        counts = kept.to(wide(curvature.dtype, curvature.device))
+        self._weights = len(kept) * counts / counts.sum(0)  # n·w, (n, k): forms divide by n
+        self._spent = [0]  # shared with what `at` gives
         form = getattr(curvature, "form", None)
         self._form = form if isinstance(form, OutputForm) else None
         self._alone: list[LinearOperator] = []
+        risk = getattr(curvature, "risk", None)
+        if risk is not None and risk.n != len(kept):
+            raise ValueError(f"expected masks of {risk.n} rows (n, k); got {tuple(kept.shape)}")
         if self._form is None:
             on_rows: Any = getattr(curvature, "on_rows", None)
             if on_rows is None:
@@ -59,23 +73,27 @@ class Reweighted(LinearOperator):
                 )
             self._alone = [on_rows(rows.nonzero()[:, 0].tolist()) for rows in kept.T]
 
+    @property
+    def products(self) -> int:
+        """Columns that were multiplied."""
+        return self._spent[0]
+
     def at(self, columns: Tensor) -> Reweighted:
         """The same for some of the columns."""
         other = copy.copy(self)
-        other._kept = self._kept[:, columns]
         other._weights = self._weights[:, columns]
         other._alone = [self._alone[j] for j in columns.tolist()] if self._alone else []
         return other
 
     def _apply(self, columns: Tensor) -> Tensor:
-        if columns.shape[1] != self._kept.shape[1]:
+        k = self._weights.shape[1]
+        if columns.shape[1] != k:
             raise ValueError(
-                f"expected {self._kept.shape[1]} columns, one for each set of rows; got "
-                f"{columns.shape[1]}"
+                f"expected {k} columns, one for each set of rows; got {columns.shape[1]}"
             )
+        self._spent[0] += k
         if self._form is not None:
-            n = self._kept.shape[0]
-            product = self._form.product(columns, n * self._weights).to(self.dtype)
+            product = self._form.product(columns, self._weights).to(self.dtype)
         else:
             parts = [a @ columns[:, j] for j, a in enumerate(self._alone)]
             product = torch.stack(parts, dim=1)

@@ -64,6 +64,12 @@ def _check_damping(factors: _Pairs, damping: float, rank: int) -> None:
         )
 
 
+def smallest_kept(factors: _Pairs) -> float:
+    """The smallest size of an eigenvalue that was kept; 0 where all are."""
+    values = factors.pairs().values
+    return float(values.abs().min()) if len(values) < factors.operator.size else 0.0
+
+
 def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
     pairs = factors.pairs()
     p, r = pairs.vectors.shape
@@ -81,6 +87,13 @@ def _inverse(factors: _Pairs, damping: float) -> ApproximateInverse:
     certificate.products = products_spent(factors.operator)
     certificate.facts["rank"] = f"{r} of {p}"
     certificate.facts.update(pairs.facts)
+    cut = smallest_kept(factors)
+    if damping < cut / 2:
+        certificate.note(
+            f"the damping is below {cut:.2g}, the smallest eigenvalue kept: directions that were "
+            "not kept count as if they had no curvature at all. Scores are truer with a damping "
+            "near it, or a higher rank"
+        )
     warn_of_indefinite(certificate, shifted, damping)
     complement = 1.0 / damping if damping else 0.0
     # in the precision of A: the approximation costs more than round-off does

@@ -1,0 +1,257 @@
+"""The check of the wine walk-through: retraining on halves, and what other dampings would do."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from upweight.audit.demo_settings import WineSettings, make_model, training_options
+from upweight.damping import DampingChoice
+from upweight.datasets import Split, flip_labels
+from upweight.evaluate import (
+    LinearDatamodelingScore,
+    Retrained,
+    linear_datamodeling_score,
+    prediction_score,
+)
+from upweight.inverse import IndefiniteCurvatureWarning, NegativeCurvatureError
+from upweight.methods import Influence
+from upweight.scores import Scores
+from upweight.stacked import Retraining
+from upweight.trust import Check
+
+__all__ = ["WineCheck", "check_wine"]
+
+FAILURES = (ArithmeticError, ValueError, TypeError, MemoryError)
+Part = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class WineCheck:
+    """Whether the scores of the walk-through can be believed.
+
+    Attributes
+    ----------
+    check
+        Of its model, with retraining.
+    curvature, why
+        The C that it was done with and, if that is not the C of the scores, why.
+    own
+        Of the scores themselves: how well their sums order the halves as retraining does.
+    rank
+        Spearman's ρ of the mean scores with those of `curvature`; 1 where that is their own.
+    retrained
+        What retraining gave.
+    epochs
+        Of each training.
+    clean, spoiled
+        What ``damping="auto"`` takes from the validation part as it is, and with the same share of
+        wrong labels as the training part; None for the latter where there are none.
+    dampings
+        Some λ, each with ``damping``, ``origin``, the linear datamodeling scores ``sum`` and
+        ``newton`` and the slopes ``sum_slope`` and ``newton_slope`` of actual on predicted
+        effects; NaN where C + λI is indefinite.
+    """
+
+    check: Check
+    curvature: str
+    why: str
+    own: LinearDatamodelingScore
+    rank: float
+    retrained: Retrained
+    epochs: int
+    clean: DampingChoice
+    spoiled: DampingChoice | None
+    dampings: pd.DataFrame
+
+
+def check_wine(
+    settings: WineSettings,
+    model: nn.Module,
+    data: Split,
+    train: Part,
+    scores: Scores,
+    *,
+    epochs: int,
+    progress: bool = True,
+) -> WineCheck | str:
+    """Train again on random halves of the rows, and compare with what scores say.
+
+    Parameters
+    ----------
+    settings
+        Of the walk-through.
+    model, data
+        What was trained, and the parts of the data.
+    train
+        The training rows, with their wrong labels.
+    scores
+        Of every training row on every test row.
+    epochs
+        Of each training.
+    progress
+        Show a progress bar when on a terminal.
+
+    Returns
+    -------
+    WineCheck or str
+        A text says why there is no answer.
+    """
+    fit = partial(_fit, model, train)
+    refit = Retraining(
+        make_model,
+        F.cross_entropy,
+        train,
+        data.test,
+        epochs=epochs,
+        output="loss",  # what the scores are of
+        **training_options(settings),
+    )
+    try:
+        influence, check, why = _checked(settings, fit, refit, data.test, progress)
+        retrained = check.retrained
+        if retrained is None:
+            return "no retraining has finished"
+        clean, spoiled = _choices(settings, fit, data.validation, len(train[1]))
+        own = settings.damping
+        wanted = {"in use": own, "best of those tried": _best(check.dampings, own)}
+        wanted["auto, validation part as it is"] = clean.value
+        if spoiled is not None:
+            wanted["auto, validation part spoiled too"] = spoiled.value
+        return WineCheck(
+            check=check,
+            curvature=str(influence.curvature),
+            why=why,
+            own=linear_datamodeling_score(
+                scores.values, retrained.masks, retrained.mean, higher_is_better=False
+            ),
+            rank=_rank(scores.mean().values, influence.mean_scores(data.test).values),
+            retrained=retrained,
+            epochs=epochs,
+            clean=clean,
+            spoiled=spoiled,
+            dampings=_dampings(influence, data.test, retrained, wanted),
+        )
+    except FAILURES as error:
+        return str(error) or type(error).__name__
+
+
+def _fit(
+    model: nn.Module,
+    train: Part,
+    curvature: str,
+    damping: float | str,
+    held_out: Part | None = None,
+) -> Influence:
+    made: Any = Influence
+    return made(model, F.cross_entropy, curvature=curvature, damping=damping).fit(
+        train, held_out=held_out
+    )
+
+
+def _checked(
+    settings: WineSettings, fit: Any, refit: Retraining, test: Part, progress: bool
+) -> tuple[Influence, Check, str]:
+    """By the curvature of the scores if it allows a step for every half, else by the GGN."""
+    why = ""
+    # what was trained before an error is kept; what the scores had to say was said with them
+    with tempfile.TemporaryDirectory() as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore", IndefiniteCurvatureWarning)
+        for curvature in dict.fromkeys([settings.curvature, "ggn"]):
+            influence = fit(curvature, settings.damping)
+            try:
+                check = influence.check(
+                    test,
+                    refit=refit,
+                    subsets=settings.halves,
+                    seeds=settings.trainings,
+                    store=store,
+                    progress=progress,
+                )
+            except NegativeCurvatureError as error:
+                why = str(error)
+                continue
+            return influence, check, why
+    raise NegativeCurvatureError(why)
+
+
+def _choices(
+    settings: WineSettings, fit: Any, part: Part, n: int
+) -> tuple[DampingChoice, DampingChoice | None]:
+    """What ``damping="auto"`` takes by the validation part as it is, and spoiled as the n rows."""
+    clean: DampingChoice = fit(settings.curvature, "auto", part).damping_choice
+    if not settings.flipped:
+        return clean, None
+    held_out = _spoil(part, settings.flipped / n, settings.seed)
+    return clean, fit(settings.curvature, "auto", held_out).damping_choice
+
+
+def _spoil(part: Part, share: float, seed: int) -> Part:
+    x, y = part
+    wrong, _ = flip_labels(y, round(share * len(y)), classes=3, seed=seed)
+    return x, wrong
+
+
+def _rank(a: Tensor, b: Tensor) -> float:
+    found: Any = spearmanr(a.numpy(), b.numpy())
+    return float(found.statistic)
+
+
+# ---- dampings -----------------------------------------------------------------------------------
+
+
+def _dampings(
+    influence: Influence, test: Part, retrained: Retrained, wanted: Mapping[str, float]
+) -> pd.DataFrame:
+    """What retraining says of each λ that something asks for; a line for each λ."""
+    origins: dict[float, list[str]] = {}
+    for origin, damping in wanted.items():
+        origins.setdefault(damping, []).append(origin)
+    lines: list[dict[str, Any]] = []
+    for damping, names in origins.items():
+        found = _against_retraining(influence, test, retrained, damping)
+        lines.append({"damping": damping, "origin": "; ".join(names), **found})
+    return pd.DataFrame(lines)
+
+
+def _best(dampings: pd.DataFrame, otherwise: float) -> float:
+    """λ whose Newton steps order the halves best."""
+    tried = dampings.dropna(subset="newton")
+    if tried.empty:
+        return otherwise
+    return float(tried["damping"].to_numpy()[tried["newton"].to_numpy().argmax()])
+
+
+def _against_retraining(
+    influence: Influence, test: Part, retrained: Retrained, damping: float
+) -> dict[str, float]:
+    """How predictions with this λ order the halves, and how large actual effects are for them."""
+    actual = retrained.mean
+    there = np.isfinite(actual).all(1)
+    try:
+        influence.damping = damping
+        predicted = influence.predict(test, ~retrained.masks[there])
+        pairs = {"sum": predicted.first_order.numpy(), "newton": predicted.after.numpy()}
+    except ArithmeticError:
+        return dict.fromkeys(("sum", "newton", "sum_slope", "newton_slope"), np.nan)
+    found: dict[str, float] = {}
+    for name, values in pairs.items():
+        found[name] = prediction_score(values, actual[there], bootstrap=0).value
+        found[f"{name}_slope"] = _slope(values, actual[there])
+    return found
+
+
+def _slope(predicted: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    x, y = predicted - predicted.mean(0), actual - actual.mean(0)
+    return float((x * y).sum() / (x * x).sum())

@@ -11,8 +11,10 @@ one Newton step on the remaining rows. The rules see no retrained model.
 ``held-out``  where the predicted loss of left-out training rows is that of held-out rows
 ``record``    weight decay + (1 − momentum) / (mean learning rate × steps)
 ``plain``     weight decay + 1 / (mean learning rate × steps), without the momentum
-``scale``     a tenth of the mean eigenvalue of the curvature
+``scale``     the mean eigenvalue of the curvature
 ``decay``     the weight decay alone, where there is any
+``auto, …``   what ``damping="auto"`` takes with held-out rows, and with the record: the larger of
+              theirs and the mean eigenvalue, unless the model is linear in its parameters
 ``best``      the best of a grid, chosen by looking at the truth
 ============  ====================================================================================
 """
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import upweight as uw
-from upweight.damping import choose_damping, mean_eigenvalue
+from upweight.damping import DampingChoice, by_held_out, choose_damping, mean_eigenvalue
 from upweight.evaluate import prediction_score, random_subsets, retrain
 
 OUT = RESULTS / "damping.json"
@@ -104,18 +106,21 @@ def optimizer(setting: Setting) -> Callable[[Any], torch.optim.Optimizer]:
 
 def rules(setting: Setting, curvature: Any, train: Any, held_out: Any) -> dict[str, Any]:
     """Each rule's λ; None where it does not apply."""
-    choice = choose_damping(curvature, train, held_out)
-    found: dict[str, Any] = {"held-out": choice.value if choice.how == "held-out" else None}
-    found["scale"] = 0.1 * mean_eigenvalue(curvature)
-    found["decay"] = setting.weight_decay or None
+    held = by_held_out(curvature, train, held_out)
+    found: dict[str, Any] = {
+        "held-out": held.value if isinstance(held, DampingChoice) else None,
+        "scale": mean_eigenvalue(curvature),
+        "decay": setting.weight_decay or None,
+        "auto, held-out": choose_damping(curvature, train, held_out).value,
+    }
     if not setting.adam:
         steps = setting.epochs * -(-train.n // setting.batch_size)
         rate = setting.lr * (0.5 if setting.cosine else 1.0)
-        options = {"weight_decay": setting.weight_decay}
-        found["record"] = uw.TrainingRecord(
-            steps, rate, momentum=setting.momentum, **options
-        ).damping
-        found["plain"] = uw.TrainingRecord(steps, rate, **options).damping
+        decay = setting.weight_decay
+        record = uw.TrainingRecord(steps, rate, decay, setting.momentum)
+        found["record"] = record.damping
+        found["plain"] = uw.TrainingRecord(steps, rate, decay).damping
+        found["auto, record"] = choose_damping(curvature, train, record=record).value
     return found
 
 

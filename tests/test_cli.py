@@ -18,8 +18,9 @@ def run(*arguments: str) -> None:
     cli.main(list(arguments))
 
 
-# Other methods are compared in test_demo_comparison.py; their seconds differ between runs.
-COMMAND = ("demo", "wine", "--seed", "2", "--epochs", "120", "--no-compare")
+# Methods are compared in test_demo_comparison.py (their seconds differ between runs), and scores
+# checked in test_demo_check.py.
+COMMAND = ("demo", "wine", "--seed", "2", "--epochs", "120", "--no-compare", "--no-check")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def test_run_folder_is_complete(finished: Path) -> None:
     assert config["settings"]["seed"] == 2
     assert config["settings"]["epochs"] == 120
     assert config["settings"]["compare"] is False
+    assert config["settings"]["check"] is False
 
 
 def test_tables_and_scores_agree(finished: Path) -> None:
@@ -67,6 +69,7 @@ def test_report_holds_the_numbers(finished: Path) -> None:
     assert f"{mean:+.3f}" in page or f"{mean:+.3f}".replace("-", "−") in page
     assert page.count("<svg") == 4
     assert "methods for large models" not in page
+    assert "be believed" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
 

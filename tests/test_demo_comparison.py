@@ -56,7 +56,19 @@ def folder(tmp_path_factory):
     """A run folder, and what the command printed."""
     out = tmp_path_factory.mktemp("runs") / "wine"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        cli.main(["demo", "wine", "--epochs", "60", "--curvature", "ggn", "--out", str(out)])
+        cli.main(
+            [
+                "demo",
+                "wine",
+                "--epochs",
+                "60",
+                "--curvature",
+                "ggn",
+                "--no-check",
+                "--out",
+                str(out),
+            ]
+        )
     return out, printed.getvalue()
 
 
@@ -64,7 +76,7 @@ def folder(tmp_path_factory):
 def unanswered():
     """An unfinished training, where the Hessian has directions of negative curvature."""
     with pytest.warns(IndefiniteCurvatureWarning):
-        return run_wine(WineSettings(epochs=3), progress=False)
+        return run_wine(WineSettings(epochs=3, check=False), progress=False)
 
 
 def test_run_folder_has_the_table_and_the_scores(folder):
@@ -135,7 +147,7 @@ def test_without_a_comparison_there_is_no_section(unanswered):
 
 def test_compare_false_computes_nothing(monkeypatch):
     monkeypatch.setattr("upweight.audit.demo.compare", None)
-    settings = WineSettings(epochs=1, curvature="ggn", compare=False)
+    settings = WineSettings(epochs=1, curvature="ggn", compare=False, check=False)
     assert run_wine(settings, progress=False).comparison is None
 
 

@@ -256,6 +256,15 @@ def test_long_cells_are_cut_and_can_be_read_in_full():
     assert page.within("thead").strip().endswith("b" * 79 + "…")
 
 
+def test_a_table_can_show_long_cells_whole():
+    long = "<b>word " * 30
+    page = Page(
+        render(Report("t", "", [Section("s", [Table(pd.DataFrame({"a": [long]}), whole=True)])]))
+    )
+    assert [text for path, text in page.texts if path.endswith("th/bdi")] == ["a", long]
+    assert "details" not in {tag for tag, _ in page.elements}
+
+
 def row_texts(page, element="td"):
     return [text for path, text in page.texts if f"/{element}/" in path + "/" and text.strip()]
 

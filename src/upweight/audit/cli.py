@@ -71,11 +71,7 @@ def wine(
 
     if top < 1:
         raise ValueError(f"expected --top of at least 1; got {top}")
-    if out.exists() and not walk.is_run(out):
-        raise FileExistsError(f"{out} exists and is no run folder: choose another --out")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise NotADirectoryError(f"{folder} is no folder to write to: choose another --out")
+    _check_folder(out, replace=walk.is_run(out))
     settings = walk.WineSettings(
         seed=seed,
         flipped=flipped,
@@ -92,6 +88,15 @@ def wine(
     print(f"report: {path}")
 
 
+def _check_folder(out: Path, *, replace: bool) -> None:
+    """Refuse, before long work, a folder that cannot be written."""
+    if out.exists() and not replace:
+        raise FileExistsError(f"{out} exists and is no run folder: choose another --out")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise NotADirectoryError(f"{folder} is no folder to write to: choose another --out")
+
+
 def _print_wine(result: Any, top: int) -> None:
     print(f"F1 on {len(result.test_predicted)} test bottles: {result.f1:.3f}")
     print(f"mean influence of corrupted bottles: {result.corrupted_mean:+.4f}")
@@ -104,9 +109,9 @@ def _print_wine(result: Any, top: int) -> None:
     shown["flipped"] = shown["flipped"].map({True: "yes", False: "no"})
     print(shown.to_string(index=False, formatters={"mean_influence": "{:+.4f}".format}))
     if result.check is not None:
-        unknown = isinstance(result.check, str)
-        told = f"not known: {result.check}" if unknown else result.check.check.sentence
-        print(f"\ncan these scores be believed? {told}")
+        from upweight.audit.demo_check import in_a_line
+
+        print(f"\ncan these scores be believed? {in_a_line(result.check)}")
     if result.comparison is not None:
         from upweight.audit.comparison_report import terminal_table
 

@@ -222,7 +222,7 @@ def write_run(result: WineResult, path: str | os.PathLike[str], *, top: int = 20
         )
         result.scores.save(folder / "scores")
         if isinstance(result.check, WineCheck):
-            result.check.check.to_frame().to_parquet(folder / "check.parquet")
+            result.check.findings().to_parquet(folder / "check.parquet")
             result.check.dampings.to_parquet(folder / "check_dampings.parquet")
             result.check.retrained.save(folder / "retrained.npz")
         if result.comparison is not None:

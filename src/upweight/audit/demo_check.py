@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,15 +25,16 @@ from upweight.evaluate import (
     linear_datamodeling_score,
     prediction_score,
 )
-from upweight.inverse import IndefiniteCurvatureWarning, NegativeCurvatureError
+from upweight.inverse import IndefiniteCurvatureWarning
 from upweight.methods import Influence
 from upweight.scores import Scores
 from upweight.stacked import Retraining
 from upweight.trust import Check
 
-__all__ = ["WineCheck", "check_wine"]
+__all__ = ["WineCheck", "check_wine", "in_a_line"]
 
 FAILURES = (ArithmeticError, ValueError, TypeError, MemoryError)
+DRAWS = 3  # of wrong labels for the validation part
 Part = tuple[Tensor, Tensor]
 
 
@@ -45,8 +46,11 @@ class WineCheck:
     ----------
     check
         Of its model, with retraining.
-    curvature, why
-        The C that it was done with and, if that is not the C of the scores, why.
+    curvature
+        The C that it was done with.
+    unanswered
+        The check with the C of the scores, if that could not be done in full, so that the GGN took
+        its place; else None.
     own
         Of the scores themselves: how well their sums order the halves as retraining does.
     rank
@@ -55,9 +59,11 @@ class WineCheck:
         What retraining gave.
     epochs
         Of each training.
-    clean, spoiled
-        What ``damping="auto"`` takes from the validation part as it is, and with the same share of
-        wrong labels as the training part; None for the latter where there are none.
+    clean
+        What ``damping="auto"`` takes by the validation part as it is.
+    spoiled
+        What it takes by the validation part with the same share of wrong labels as the training
+        part, for some draws of them, lowest first; empty where there are none.
     dampings
         Some λ, each with ``damping``, ``origin``, the linear datamodeling scores ``sum`` and
         ``newton`` and the slopes ``sum_slope`` and ``newton_slope`` of actual on predicted
@@ -66,14 +72,34 @@ class WineCheck:
 
     check: Check
     curvature: str
-    why: str
+    unanswered: Check | None
     own: LinearDatamodelingScore
     rank: float
     retrained: Retrained
     epochs: int
     clean: DampingChoice
-    spoiled: DampingChoice | None
+    spoiled: tuple[DampingChoice, ...]
     dampings: pd.DataFrame
+
+    def findings(self) -> pd.DataFrame:
+        """A line for each finding of each check, with its ``curvature``."""
+        frames = [self.check.to_frame().assign(curvature=self.curvature)]
+        if self.unanswered is not None:
+            frames.append(self.unanswered.to_frame().assign(curvature="of the scores"))
+        return pd.concat(frames, ignore_index=True)
+
+
+def in_a_line(found: WineCheck | str) -> str:
+    """The answer, for a terminal."""
+    if isinstance(found, str):
+        return f"not known: {found}"
+    if found.unanswered is None:
+        return found.check.sentence
+    return (
+        f"{found.check.sentence} (This is for the {found.curvature.upper()}. With the curvature of "
+        "the scores some steps cannot be predicted, and the answer is not to rely on them yet: see "
+        "the report.)"
+    )
 
 
 def check_wine(
@@ -109,42 +135,44 @@ def check_wine(
         A text says why there is no answer.
     """
     fit = partial(_fit, model, train)
-    refit = Retraining(
+    refit = _retraining(settings, train, data.test, epochs)
+    try:
+        with warnings.catch_warnings():  # the findings say so
+            warnings.simplefilter("ignore", IndefiniteCurvatureWarning)
+            influence, check, unanswered = _checked(settings, fit, refit, data.test, progress)
+            retrained = check.retrained
+            if retrained is None:
+                return "no retraining has finished"
+            clean, spoiled = _choices(settings, fit, data.validation, len(train[1]))
+            wanted = _wanted(check, settings.damping, clean, spoiled)
+            return WineCheck(
+                check=check,
+                curvature=str(influence.curvature),
+                unanswered=unanswered,
+                own=linear_datamodeling_score(
+                    scores.values, retrained.masks, retrained.mean, higher_is_better=False
+                ),
+                rank=_rank(scores.mean().values, influence.mean_scores(data.test).values),
+                retrained=retrained,
+                epochs=epochs,
+                clean=clean,
+                spoiled=spoiled,
+                dampings=_dampings(influence, data.test, retrained, wanted),
+            )
+    except FAILURES as error:
+        return str(error) or type(error).__name__
+
+
+def _retraining(settings: WineSettings, train: Part, test: Part, epochs: int) -> Retraining:
+    return Retraining(
         make_model,
         F.cross_entropy,
         train,
-        data.test,
+        test,
         epochs=epochs,
         output="loss",  # what the scores are of
         **training_options(settings),
     )
-    try:
-        influence, check, why = _checked(settings, fit, refit, data.test, progress)
-        retrained = check.retrained
-        if retrained is None:
-            return "no retraining has finished"
-        clean, spoiled = _choices(settings, fit, data.validation, len(train[1]))
-        own = settings.damping
-        wanted = {"in use": own, "best of those tried": _best(check.dampings, own)}
-        wanted["auto, validation part as it is"] = clean.value
-        if spoiled is not None:
-            wanted["auto, validation part spoiled too"] = spoiled.value
-        return WineCheck(
-            check=check,
-            curvature=str(influence.curvature),
-            why=why,
-            own=linear_datamodeling_score(
-                scores.values, retrained.masks, retrained.mean, higher_is_better=False
-            ),
-            rank=_rank(scores.mean().values, influence.mean_scores(data.test).values),
-            retrained=retrained,
-            epochs=epochs,
-            clean=clean,
-            spoiled=spoiled,
-            dampings=_dampings(influence, data.test, retrained, wanted),
-        )
-    except FAILURES as error:
-        return str(error) or type(error).__name__
 
 
 def _fit(
@@ -162,39 +190,38 @@ def _fit(
 
 def _checked(
     settings: WineSettings, fit: Any, refit: Retraining, test: Part, progress: bool
-) -> tuple[Influence, Check, str]:
-    """By the curvature of the scores if it allows a step for every half, else by the GGN."""
-    why = ""
-    # what was trained before an error is kept; what the scores had to say was said with them
-    with tempfile.TemporaryDirectory() as store, warnings.catch_warnings():
-        warnings.simplefilter("ignore", IndefiniteCurvatureWarning)
+) -> tuple[Influence, Check, Check | None]:
+    """By the C of the scores; where a step for a half has no answer, by the GGN if that has one."""
+    found: list[tuple[Influence, Check]] = []
+    with tempfile.TemporaryDirectory() as store:  # nothing is trained twice
         for curvature in dict.fromkeys([settings.curvature, "ggn"]):
-            influence = fit(curvature, settings.damping)
-            try:
-                check = influence.check(
-                    test,
-                    refit=refit,
-                    subsets=settings.halves,
-                    seeds=settings.trainings,
-                    store=store,
-                    progress=progress,
-                )
-            except NegativeCurvatureError as error:
-                why = str(error)
-                continue
-            return influence, check, why
-    raise NegativeCurvatureError(why)
+            influence: Influence = fit(curvature, settings.damping)
+            check = influence.check(
+                test,
+                refit=refit,
+                subsets=settings.halves,
+                seeds=settings.trainings,
+                store=store,
+                progress=progress,
+            )
+            if check.predicted is not None:
+                return influence, check, found[0][1] if found else None
+            found.append((influence, check))
+    return *found[0], None
 
 
 def _choices(
     settings: WineSettings, fit: Any, part: Part, n: int
-) -> tuple[DampingChoice, DampingChoice | None]:
+) -> tuple[DampingChoice, tuple[DampingChoice, ...]]:
     """What ``damping="auto"`` takes by the validation part as it is, and spoiled as the n rows."""
     clean: DampingChoice = fit(settings.curvature, "auto", part).damping_choice
     if not settings.flipped:
-        return clean, None
-    held_out = _spoil(part, settings.flipped / n, settings.seed)
-    return clean, fit(settings.curvature, "auto", held_out).damping_choice
+        return clean, ()
+    spoiled: list[DampingChoice] = []
+    for seed in range(settings.seed, settings.seed + DRAWS):
+        held_out = _spoil(part, settings.flipped / n, seed)
+        spoiled.append(fit(settings.curvature, "auto", held_out).damping_choice)
+    return clean, tuple(sorted(spoiled, key=lambda choice: choice.value))
 
 
 def _spoil(part: Part, share: float, seed: int) -> Part:
@@ -209,6 +236,21 @@ def _rank(a: Tensor, b: Tensor) -> float:
 
 
 # ---- dampings -----------------------------------------------------------------------------------
+
+
+def _wanted(
+    check: Check, own: float, clean: DampingChoice, spoiled: Sequence[DampingChoice]
+) -> dict[str, float]:
+    """λ by what asks for it."""
+    wanted = {
+        "in use": own,
+        "best of those tried": _best(check.dampings, own),
+        "auto, validation part as it is": clean.value,
+    }
+    if spoiled:
+        wanted["auto, spoiled validation part, lowest"] = spoiled[0].value
+        wanted["auto, spoiled validation part, highest"] = spoiled[-1].value
+    return wanted
 
 
 def _dampings(
@@ -227,7 +269,7 @@ def _dampings(
 
 def _best(dampings: pd.DataFrame, otherwise: float) -> float:
     """λ whose Newton steps order the halves best."""
-    tried = dampings.dropna(subset="newton")
+    tried = dampings if dampings.empty else dampings.dropna(subset="newton")
     if tried.empty:
         return otherwise
     return float(tried["damping"].to_numpy()[tried["newton"].to_numpy().argmax()])
@@ -243,7 +285,7 @@ def _against_retraining(
         influence.damping = damping
         predicted = influence.predict(test, ~retrained.masks[there])
         pairs = {"sum": predicted.first_order.numpy(), "newton": predicted.after.numpy()}
-    except ArithmeticError:
+    except (ArithmeticError, ValueError):
         return dict.fromkeys(("sum", "newton", "sum_slope", "newton_slope"), np.nan)
     found: dict[str, float] = {}
     for name, values in pairs.items():

@@ -23,6 +23,8 @@ from upweight.audit.report import (
 if TYPE_CHECKING:
     from upweight.audit.demo import WineResult
 
+TIMES = {1: "once", 2: "twice"}
+APART = 3.0  # times as large: dampings that are no longer called the same
 ALIKE = 0.95  # rank correlation from which two rankings are called nearly alike
 
 
@@ -210,46 +212,49 @@ def _check(result: WineResult) -> list[Section]:
     if isinstance(found, str):
         return [Section(title, [Paragraph(f"That is not known: {found}.", "warning")])]
     told = check_report.told_of_damping(found.check)
-    other = _other_curvature(result, found) if found.why else None
-    blocks: list[Block | None] = [
+    blocks: list[Block] = [
         Paragraph(found.check.sentence),
-        other if other and other.tone == "warning" else None,
-        Paragraph(told, "note") if told else None,
+        *_other_curvature(result, found),
+        *([Paragraph(told, "note")] if told else []),
         Paragraph(_retraining(result, found)),
-        other if other and other.tone == "plain" else None,
         *check_report.blocks(found.check, rows="bottles"),
         *[Paragraph(text) for text in _auto(result, found)],
         _dampings(found),
     ]
-    return [Section(title, [block for block in blocks if block is not None])]
+    return [Section(title, blocks)]
 
 
 def _retraining(result: WineResult, found: WineCheck) -> str:
-    settings = result.settings
+    count = result.settings.trainings
     low, high = found.own.interval
     return (
         "What the scores claim can be tried out: take bottles away, train again, and look at the "
         f"test bottles. On each of {found.own.subsets} random halves of the bottles the network "
-        f"was trained {settings.trainings} times, with the same optimiser and schedule, from other "
-        f"initial weights, for {found.epochs} epochs: as many as the weights above were trained "
-        "for. (Networks that are all trained at once cannot stop early, each at its best epoch.) "
-        "The linear datamodeling score (LDS) is the rank correlation, over the halves, of "
+        f"was trained {TIMES.get(count, f'{count} times')}, with the same optimiser and schedule, "
+        f"from other initial weights, for {found.epochs} epochs: as many as the weights above were "
+        "trained for. (Networks that are all trained at once cannot stop early, each at its best "
+        "epoch.) The linear datamodeling score (LDS) is the rank correlation, over the halves, of "
         "predicted and actual losses of a test bottle, averaged over the test bottles: 1 is the "
         "same order, 0 none. For the scores of this page, summed over the bottles of a half, it "
         f"is {found.own.value:.2f} (95 % interval {low:.2f} to {high:.2f})."
     )
 
 
-def _other_curvature(result: WineResult, found: WineCheck) -> Paragraph:
+def _other_curvature(result: WineResult, found: WineCheck) -> list[Paragraph]:
+    if found.unanswered is None:
+        return []
     name, other = result.settings.curvature.capitalize(), found.curvature.upper()
     alike = found.rank > ALIKE
-    how = "nearly alike" if alike else "differently, so that this check says little of this page"
-    return Paragraph(
-        f"The check is of the {other} in place of the {name}: with this λ the {name} of the "
-        "bottles that remain is indefinite for some groups, and no step can be predicted for them. "
-        f"The mean scores by both rank the bottles {how} (Spearman {found.rank:.3f}).",
-        "plain" if alike else "warning",
+    how = "nearly alike" if alike else "differently, so that this says little of this page"
+    against = [f"“{f.what}”" for f in found.unanswered.findings if f.verdict == "poor"]
+    text = (
+        f"This is the answer for the {other}. For the {name}, which the scores of this page are "
+        f"of, it is not to rely on them yet, because of {' and '.join(against)}: with this λ the "
+        f"{name} of the bottles that remain is indefinite for some groups, and no step can be "
+        f"predicted for them. The mean scores by both rank the bottles {how} (Spearman "
+        f"{found.rank:.3f})."
     )
+    return [Paragraph(text, "warning")]
 
 
 def _auto(result: WineResult, found: WineCheck) -> list[str]:
@@ -259,13 +264,15 @@ def _auto(result: WineResult, found: WineCheck) -> list[str]:
         f"{found.clean.value:.3g}, by {found.clean.how}: {found.clean.why}. "
         f"{_against_own(result, found, found.clean.value)}"
     )
-    if found.spoiled is None:
+    if not found.spoiled:
         return [clean]
+    low, high = found.spoiled[0].value, found.spoiled[-1].value
+    few = f": {n} bottles are too few to choose by" if high > APART * low else ""
     spoiled = (
         "Held-out rows should be drawn as the training rows were, but the labels of the validation "
         "bottles are all right. With the same share of wrong labels among them, it would choose "
-        f"λ = {found.spoiled.value:.3g}, by {found.spoiled.how}: {found.spoiled.why}. "
-        f"{_against_own(result, found, found.spoiled.value)}"
+        f"λ from {low:.3g} to {high:.3g}, by which of them are wrong ({len(found.spoiled)} "
+        f"draws){few}."
     )
     return [clean, spoiled]
 

@@ -39,7 +39,7 @@ class Retraining:
     as by ``train(make_model(seed_s), loss, subset_s, seed=seed_s, …)`` with the options given here,
     to round-off: the same minibatches in the same order, the mean loss of each as the objective,
     the same optimiser and schedule. Up to the limit of ``memory``, copies with the same number of
-    steps per epoch are trained as one: parameters are stacked, (S, *shape), a step is
+    steps per epoch are trained as one: parameters are stacked, ``(S, *shape)``, a step is ::
 
         θ_s ← θ_s − update(∇ 1/|B_s| Σ_{i∈B_s} ℓ(f(x_i; θ_s), y_i)),    s = 1 … S,
 

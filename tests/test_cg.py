@@ -165,6 +165,38 @@ def test_a_warm_start_saves_steps_and_changes_nothing() -> None:
     assert taken[True] < taken[False]
 
 
+class Several(LinearOperator):
+    """Another matrix for every column."""
+
+    def __init__(self, matrices: list[Tensor]) -> None:
+        super().__init__(len(matrices[0]), torch.float64, "cpu")
+        self.matrices = matrices
+
+    def at(self, columns: Tensor) -> Several:
+        return Several([self.matrices[j] for j in columns.tolist()])
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        pairs = zip(self.matrices, columns.T, strict=True)
+        return torch.stack([matrix @ v for matrix, v in pairs], dim=1)
+
+
+def test_every_column_may_have_a_matrix_of_its_own() -> None:
+    """They take steps of different numbers, so that columns leave one after the other."""
+    matrices = [
+        with_spectrum(torch.linspace(1, top, 20), seed=i) for i, top in enumerate((1, 9, 90))
+    ]
+    right = draw(20, 3)
+    wanted = torch.cat(
+        [solved(a, 0.0, b[:, None]) for a, b in zip(matrices, right.T, strict=True)], 1
+    )
+    for start in (None, wanted + 0.1 * draw(20, 3, seed=1)):
+        result = conjugate_gradients(Several(matrices), right, rtol=1e-10, start=start)
+        assert off(result.solution, wanted) < 1e-8
+        assert result.steps[0] < result.steps[1] <= result.steps[2]
+    near = conjugate_gradients(Several(matrices), right, rtol=1e-10, start=wanted)
+    assert not bool(near.steps.any())
+
+
 class Broken(LinearOperator):
     def _apply(self, columns: Tensor) -> Tensor:
         return columns * float("nan")

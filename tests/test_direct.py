@@ -113,6 +113,51 @@ def test_a_matrix_beyond_memory_is_refused_before_it_is_formed() -> None:
         DirectFactors(Huge())
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [Dense(spectrum([0.1, 1.0, 2.0])), Dense(spectrum([-0.4, 1.0, 2.0])), "rows"],
+    ids=["definite", "indefinite", "smaller side"],
+)
+@pytest.mark.filterwarnings("ignore::upweight.IndefiniteCurvatureWarning")
+def test_the_factor_that_is_kept_is_of_its_damping(operator: Dense | str) -> None:
+    if isinstance(operator, str):
+        operator = WithRows(torch.randn(2, 3, dtype=torch.float64))  # type: ignore[assignment]
+    factors = DirectFactors(operator)  # type: ignore[arg-type]
+    columns = torch.randn(3, 2, dtype=torch.float64)
+    kept = factors.inverse(0.1)
+    for damping in (0.1, 0.7, 0.1, 0.1, 0.3, 0.7):
+        fresh = DirectFactors(operator).inverse(damping)  # type: ignore[arg-type]
+        inverse = factors.inverse(damping)
+        preconditioner = factors.preconditioner(damping)
+        wanted = fresh @ columns
+        assert torch.equal(inverse @ columns, wanted)
+        assert torch.equal(preconditioner @ columns, wanted)
+        assert inverse.certificate.to_dict() == fresh.certificate.to_dict()
+    # one that was made before keeps its own
+    again = kept @ columns
+    assert torch.equal(again, DirectFactors(operator).inverse(0.1) @ columns)  # type: ignore[arg-type]
+
+
+def test_every_indefinite_inverse_warns_and_no_preconditioner_does() -> None:
+    factors = DirectFactors(Dense(spectrum([-2.0, 1.0, 3.0])))
+    factors.preconditioner(0.1)
+    for _ in range(2):
+        with pytest.warns(uw.IndefiniteCurvatureWarning, match="1 of its 3"):
+            inverse = factors.inverse(0.1)
+        assert inverse.certificate.facts["negative eigenvalues"] == 1
+        assert len(inverse.certificate.notes) == 1
+
+
+def test_a_refused_damping_leaves_the_next_one_alone() -> None:
+    factors = DirectFactors(Dense(torch.diag(torch.tensor([-0.5, 1.0]))))
+    wanted = factors.inverse(1.0) @ torch.ones(2)
+    with pytest.raises(ValueError, match="singular"):
+        factors.inverse(0.5)
+    with pytest.raises(ValueError, match="expected a damping"):
+        factors.preconditioner(-1.0)
+    assert torch.equal(factors.inverse(1.0) @ torch.ones(2), wanted)
+
+
 def test_certificate_counts_a_bad_solve() -> None:
     """The residual is measured, not assumed: break the solve and it shows."""
     inverse = DirectFactors(Dense(torch.eye(2, dtype=torch.float64))).inverse(1.0)

@@ -20,7 +20,7 @@ from upweight.choices import (
     choose_method,
 )
 from upweight.curvature import GGN
-from upweight.damping import SCALE, DampingChoice, choose_damping, lowest_eigenvalue
+from upweight.damping import BLOCK_SCALE, DampingChoice, choose_damping, lowest_eigenvalue
 from upweight.fitted import Damping, Fitted
 from upweight.inverse import Certificate, LanczosFactors, NystroemFactors
 from upweight.inverse.lowrank import smallest_kept
@@ -66,6 +66,8 @@ class Fitting:
         self._auto = isinstance(damping, str)
         self._damping: Damping = _chosen_later(damping, self.blocks)
         self.damping_choice: DampingChoice | None = None
+        if record is not None and not isinstance(record, TrainingRecord):
+            raise TypeError(f"expected a TrainingRecord as record; got {record!r}")
         self.record = record
         self._options: dict[str, Any] = {
             "parameters": parameters,
@@ -95,6 +97,10 @@ class Fitting:
         Influence
             Itself.
         """
+        if held_out is not None and not self._auto:
+            raise ValueError(
+                f"held_out is for damping='auto'; this influence has damping {self._damping}"
+            )
         with telling("training data"):
             risk = self._new_risk(train, names)
         operator = self._make_curvature(risk)
@@ -117,8 +123,11 @@ class Fitting:
     ) -> tuple[LinearOperator, DampingChoice]:
         """λ, and the curvature to use with it: the GGN where C + λI is indefinite."""
         if getattr(self.method, "relative", None) is not None:
-            why = f"a share of the mean eigenvalue, as {self.method!r} takes it"
-            return curvature, DampingChoice(SCALE, "scale", why)
+            why = (
+                f"a share of the mean eigenvalue, as {self.method!r} takes it, which neither "
+                "held-out rows nor a record can tell"
+            )
+            return curvature, DampingChoice(BLOCK_SCALE, "scale", why)
         # the search removes rows, which an indefinite curvature does not survive at a small damping
         definite = curvature if curvature.semidefinite else _ggn(train)
         by_block = self.blocks != "full" or bool(getattr(self.method, "by_block", False))
@@ -266,7 +275,7 @@ def _chosen_later(damping: Any, blocks: str | BlockChoice) -> Damping:
     if damping == "auto":
         return float("nan")
     if isinstance(damping, str):
-        raise TypeError(f"expected a number λ ≥ 0 for the damping, or 'auto'; got {damping!r}")
+        raise TypeError(f"expected a number for the damping λ, or 'auto'; got {damping!r}")
     return check_dampings(damping, blocks)
 
 

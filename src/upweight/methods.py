@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from upweight.blocks import Block, BlockChoice, parameter_blocks
+from upweight.damping import SCALE, mean_eigenvalue
 from upweight.fitting import Fitting, telling
 from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
 from upweight.margins import TestLoss
 from upweight.planning import Auto, Plan, make_plan
-from upweight.prediction import Drop, Order, Prediction, masks_of, predict_removal
+from upweight.prediction import RTOL, Drop, Order, Prediction, masks_of, predict_removal
 from upweight.recipes import CG, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
@@ -55,8 +56,8 @@ class Influence(Fitting):
     damping
         λ ≥ 0, in the units of C; with `blocks`, one number or one for every block by name. May be
         set again after `fit`, which re-uses what was computed. ``"auto"``: chosen by `fit`, from
-        held-out rows if there are any, else from the record of the training, else from the scale of
-        C; `damping_choice` says which and why.
+        the record of the training where it is known, else from held-out rows, else from the scale
+        of C; `damping_choice` says which and why.
     blocks
         ``"full"``, or which parameters are a block of their own: ``"layer"``, ``"parameter"``, or
         groups ``{"body": "body.*", "head": "head.*"}``. Between blocks C is taken as zero; the
@@ -274,9 +275,12 @@ class Influence(Fitting):
         methods.insert(2, CG(preconditioner=Nystroem(rank=50)))
         if self.method not in methods and not isinstance(self.method, Auto):
             methods.insert(0, self.method)
+        curvature = self._make_curvature(risk)
         damping = self._damping
+        if self._auto and self.damping_choice is None:
+            damping = SCALE * mean_eigenvalue(curvature)  # of the size that fit() will find
         lowest = min(damping.values()) if isinstance(damping, Mapping) else damping
-        return make_plan(self._make_curvature(risk), methods, lowest, rows)
+        return make_plan(curvature, methods, lowest, rows)
 
     def predict(
         self,
@@ -286,6 +290,7 @@ class Influence(Fitting):
         order: Order = "newton",
         test_loss: TestLoss = "loss",
         names: Sequence[Any] | None = None,
+        rtol: float = RTOL,
     ) -> Prediction:
         """The loss of every test row after training without some rows, without training.
 
@@ -306,9 +311,13 @@ class Influence(Fitting):
         order
             ``"newton"``, or ``"first"`` for the sum of influences alone.
         test_loss
-            As for `scores`.
+            As for `scores`; with ``"margin"`` all that is predicted are margins with a minus, so
+            that lower is better, as with a loss.
         names
             One name per test row.
+        rtol
+            The relative residual at which the solve for a step stops. A predicted change is off by
+            about as much.
 
         Returns
         -------
@@ -319,7 +328,12 @@ class Influence(Fitting):
         Raises
         ------
         TypeError
-            If the influence has another damping for every block or layer.
+            If the influence has another damping for every block or layer, or `drop` is of no form
+            that it may have.
+        ValueError, IndexError, KeyError
+            If there are no such rows, one comes twice, or a group leaves none.
+        NegativeCurvatureError
+            If the curvature of the rows that remain, with damping, is indefinite.
 
         References
         ----------
@@ -338,11 +352,15 @@ class Influence(Fitting):
         self._check_one_damping("predict()")
         fitted = self._fitted()
         self._check_unchanged(fitted.risk)
-        test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
         if order not in ("newton", "first"):
             raise ValueError(f"expected order 'newton' or 'first'; got {order!r}")
+        if not 0.0 < rtol < 1.0:
+            raise ValueError(f"expected rtol between 0 and 1; got {rtol}")
         dropped, groups = masks_of(drop, fitted.risk.rows.names)
-        return predict_removal(fitted, test_risk, dropped, groups, order=order)
+        test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
+        return predict_removal(
+            fitted, test_risk, dropped, groups, order=order, rtol=rtol, certify=self.certify
+        )
 
     def check(
         self,
@@ -387,6 +405,11 @@ class Influence(Fitting):
         self._check_one_damping("check()")
         of_refit: Any = getattr(refit, "output", "loss")
         chosen: TestLoss = of_refit if test_loss is None else test_loss
+        if hasattr(refit, "output") and chosen != of_refit:
+            raise ValueError(
+                f"this refit measures {of_refit!r} of the test rows, so that test_loss={chosen!r} "
+                "would be compared with something else. Leave it out"
+            )
         test_risk = self.risk(test, what="test data", test_loss=chosen)
         self._check_unchanged(test_risk)
         return check_influence(
@@ -486,7 +509,7 @@ def plan(
     train: Any,
     test: Any = None,
     *,
-    damping: float,
+    damping: float | Literal["auto"],
     **options: Any,
 ) -> Plan:
     """Memory, curvature products and time of every method on this model and these rows.
@@ -498,7 +521,7 @@ def plan(
     test
         The test rows, or how many there will be; default: as many as training rows.
     damping
-        λ.
+        λ; for ``"auto"``, the mean eigenvalue of the curvature.
     **options
         More for `Influence`: ``curvature``, ``method``, ``parameters``, …
 

@@ -10,6 +10,7 @@ All in float64, where a matrix from float32 products loses nothing more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -81,6 +82,16 @@ class Solve(LinearOperator):
         return self._solve(columns)
 
 
+@dataclass(frozen=True)
+class _Factor:
+    """How to solve with A + λI for one λ; its eigenvalues, where they had to be found."""
+
+    damping: float
+    solve: Callable[[Tensor], Tensor]
+    described: str
+    eigenvalues: Tensor | None = None
+
+
 class DirectFactors:
     """What a direct inverse keeps of A for every damping: the matrix, its rows R, eigenvalues.
 
@@ -118,7 +129,7 @@ class DirectFactors:
         self._precision = max(_precision(kind, p), torch.finfo(operator.dtype).eps)
         self._eigen: tuple[Tensor, Tensor] | None = None
         self._inner: Tensor | None = None
-        self._last: tuple[float, Callable[[Tensor], Tensor], Certificate] | None = None
+        self._last: _Factor | None = None
 
     def inverse(self, damping: float) -> DirectInverse:
         """(A + damping · I)⁻¹.
@@ -135,33 +146,30 @@ class DirectFactors:
         """
         check_damping(damping)
         certificate = Certificate("direct", damping, self.operator.size, products=self.products)
-        solve = self._solve_with(damping, certificate)
-        return DirectInverse(self.operator, damping, solve, certificate)
+        factor = self._factor(damping)
+        certificate.facts["factorisation"] = factor.described
+        if factor.eigenvalues is not None:
+            warn_of_indefinite(certificate, factor.eigenvalues, damping)
+        return DirectInverse(self.operator, damping, factor.solve, certificate)
 
     def preconditioner(self, damping: float) -> LinearOperator:
-        """(A + damping · I)⁻¹ without a certificate."""
-        certificate = Certificate("direct", damping, self.operator.size)
-        return Solve(self.operator, self._solve_with(damping, certificate))
+        """(A + damping · I)⁻¹ without a certificate, and without a warning if it is indefinite."""
+        check_damping(damping)
+        return Solve(self.operator, self._factor(damping).solve)
 
-    def _solve_with(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
-        # the last factor is kept: an inverse and a preconditioner of one damping share it
-        if self._last is None or self._last[0] != damping:
-            told = Certificate("direct", damping, self.operator.size)
-            self._last = None
-            self._last = damping, self._factorise(damping, told), told
-        _, solve, told = self._last
-        certificate.facts |= told.facts
-        certificate.notes += told.notes
-        return solve
+    def _factor(self, damping: float) -> _Factor:
+        # the last one is kept: an inverse and a preconditioner of one damping share it
+        if self._last is None or self._last.damping != damping:
+            self._last = None  # makes room first
+            self._last = self._factorise(damping)
+        return self._last
 
-    def _factorise(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
+    def _factorise(self, damping: float) -> _Factor:
         if isinstance(self.operator, Gram):
-            return self._solve_small_side(self.operator.rows, damping, certificate)
-        return self._solve_cholesky(damping, certificate) or self._solve_eigen(damping, certificate)
+            return self._small_side(self.operator.rows, damping)
+        return self._cholesky(damping) or self._eigenvalues(damping)
 
-    def _solve_small_side(
-        self, rows: Tensor, damping: float, certificate: Certificate
-    ) -> Callable[[Tensor], Tensor]:
+    def _small_side(self, rows: Tensor, damping: float) -> _Factor:
         if damping == 0.0:
             raise ValueError(
                 f"A has rank at most {rows.shape[0]} < {rows.shape[1]} parameters, so A + 0·I is "
@@ -179,17 +187,14 @@ class DirectFactors:
                 f"{rows.shape[0]} < {rows.shape[1]} parameters, and eigenvalues of {largest:.1e} "
                 "and more. Choose a larger damping"
             )
-        certificate.facts["factorisation"] = f"Cholesky of the smaller side, {len(rows)} rows"
 
         def solve(columns: Tensor) -> Tensor:
             inner = torch.cholesky_solve(rows @ columns, factor)
             return (columns - rows.T @ inner) / damping
 
-        return solve
+        return _Factor(damping, solve, f"Cholesky of the smaller side, {len(rows)} rows")
 
-    def _solve_cholesky(
-        self, damping: float, certificate: Certificate
-    ) -> Callable[[Tensor], Tensor] | None:
+    def _cholesky(self, damping: float) -> _Factor | None:
         matrix = cast(Dense, self.operator).matrix
         shifted = matrix.clone()
         shifted.diagonal().add_(damping)
@@ -197,10 +202,13 @@ class DirectFactors:
         pivots = factor.diagonal().square()
         if int(failed) or float(pivots.min()) <= self._precision * float(pivots.max()):
             return None
-        certificate.facts["factorisation"] = "Cholesky: positive definite"
-        return lambda columns: torch.cholesky_solve(columns, factor)
+        return _Factor(
+            damping,
+            lambda columns: torch.cholesky_solve(columns, factor),
+            "Cholesky: positive definite",
+        )
 
-    def _solve_eigen(self, damping: float, certificate: Certificate) -> Callable[[Tensor], Tensor]:
+    def _eigenvalues(self, damping: float) -> _Factor:
         matrix = cast(Dense, self.operator).matrix
         if self._eigen is None:
             values, vectors = torch.linalg.eigh(matrix)
@@ -213,9 +221,12 @@ class DirectFactors:
                 f"A + {damping:g}·I is singular: its eigenvalues go down to {smallest:.1e}, "
                 f"against {largest:.1e} at the top. Choose a larger damping"
             )
-        certificate.facts["factorisation"] = "eigenvalues"
-        warn_of_indefinite(certificate, shifted, damping)
-        return lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None])
+        return _Factor(
+            damping,
+            lambda columns: vectors @ ((vectors.T @ columns) / shifted[:, None]),
+            "eigenvalues",
+            shifted,
+        )
 
 
 def _precision(dtype: torch.dtype, size: int) -> float:

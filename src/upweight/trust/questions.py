@@ -6,7 +6,8 @@ Letters: n training rows, m test rows, p parameters, G groups of removed rows, �
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from upweight.damping import lowest_eigenvalue, mean_eigenvalue, top_eigenvalue
+from upweight.evaluate import Retrained, noise_ceiling
+from upweight.fitted import Fitted
 from upweight.fitting import Fitting
 from upweight.influence import mean_influence
 from upweight.prediction import Prediction, predict_removal
@@ -28,6 +31,8 @@ ORDER: dict[Verdict, int] = {"good": 0, "fair": 1, "poor": 2}
 SHARES = (0.01, 0.1, 0.5)
 GROUPS = 4
 TINY = 1e-300
+# Of the linear datamodeling score: what is less is not told.
+CLEARLY = 0.03
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,30 @@ def worst(*verdicts: Verdict) -> Verdict:
     return max(verdicts, key=lambda verdict: ORDER[verdict])
 
 
+def asked(what: str, question: Callable[..., Finding], *about: Any) -> Finding:
+    """The answer to a question; where C + λI has no inverse, that."""
+    try:
+        return question(*about)
+    except (ArithmeticError, ValueError) as error:
+        return Finding(what, "no answer", "poor", str(error).rstrip("."))
+
+
 def at_a_minimum(influence: Fitting) -> Finding:
-    """Whether the training loss, with a weight decay that the gradient itself shows, is minimal."""
+    """Whether the training loss, with a weight decay that the gradient itself shows, is minimal.
+
+    What a step would gain is measured with λ, so a λ above all eigenvalues hides it.
+    """
     risk = influence.training
     gradient = risk.gradient()
     theta = risk.model.flatten(risk.model.parameters()).to(gradient)
     # at the minimum of L + w/2 ‖θ‖² the gradient is −wθ
     decay = max(0.0, -float(gradient @ theta) / max(float(theta @ theta), TINY))
     rest = gradient + decay * theta
-    inverse = influence.fitted_with().ready(None, 0)
+    inverse = _own(influence).ready(None, 0)
     # a Newton step from θ lowers the quadratic model by ½ gᵀ(C + λI)⁻¹g
     gain = 0.5 * float(rest @ (inverse @ rest).to(rest))
-    share = abs(gain) / max(float(risk.losses().double().mean()), TINY)
+    # of its size: a log-likelihood may be below 0
+    share = abs(gain) / max(abs(float(risk.losses().double().mean())), TINY)
     told = f"a step would lower the loss by {100 * share:.2g} %"
     if decay > 0 and float(rest.norm()) < 0.5 * float(gradient.norm()):
         told += f", beside a weight decay of {decay:.2g}"
@@ -176,19 +193,23 @@ def far_enough(influence: Fitting, test: EmpiricalRisk) -> Finding:
     n = influence.training.n
     generator = torch.Generator().manual_seed(0)
     dropped = torch.zeros(len(SHARES) * GROUPS, n, dtype=torch.bool)
-    for group, share in zip(dropped, np.repeat(SHARES, GROUPS), strict=True):
-        group[torch.randperm(n, generator=generator)[: max(1, round(share * n))]] = True
+    sizes = [max(1, round(share * n)) for share in SHARES]
+    for group, size in zip(dropped, np.repeat(sizes, GROUPS), strict=True):
+        group[torch.randperm(n, generator=generator)[:size]] = True
     prediction = predict(influence, test, dropped)
     changes = prediction.change.split(GROUPS)
     sums = (prediction.first_order - prediction.before).split(GROUPS)
     bends = prediction.nonlinearity.split(GROUPS)
     told: list[str] = []
-    reached = 0.0
-    for share, change, first, bend in zip(SHARES, changes, sums, bends, strict=True):
+    reached, near = 0.0, True
+    for share, size, change, first, bend in zip(SHARES, sizes, changes, sums, bends, strict=True):
+        # of few rows a single one is a larger share
+        share = share if abs(size / n - share) < 0.25 * share else round(size / n, 2)
         middle = float(bend.median())
         r = _pearson(first.flatten().numpy(), change.flatten().numpy())
         told.append(f"{100 * share:g} % removed: {middle:.2f} (sum r {r:.2f})")
-        reached = share if middle < 0.5 else reached
+        near = near and middle < 0.5
+        reached = share if near else reached
     verdict: Verdict = "good" if reached >= 0.1 else "fair" if reached > 0 else "poor"
     meaning = (
         f"predictions for groups of up to {100 * reached:g} % of the rows stay where the model is "
@@ -200,35 +221,75 @@ def far_enough(influence: Fitting, test: EmpiricalRisk) -> Finding:
 
 
 def against_retraining(
-    prediction: Prediction, actual: np.ndarray, dampings: pd.DataFrame
+    prediction: Prediction, actual: np.ndarray, dampings: pd.DataFrame, found: Retrained
 ) -> Finding:
     """Predicted and actual effects of random halves of the rows."""
     predicted = prediction.after.numpy()
-    effect, guess = actual - actual.mean(0), predicted - predicted.mean(0)
+    fine = np.isfinite(predicted).all(0)
+    effect, guess = (v[:, fine] - v[:, fine].mean(0) for v in (actual, predicted))
     slope, low, high = _slope(guess, effect)
     here = dampings.loc[dampings["factor"] == 1.0].iloc[0]
-    best = dampings.loc[dampings["sum"].idxmax()]
     told = (
         f"LDS {here['sum']:.2f} for sums, {here['newton']:.2f} for a Newton step; slope "
         f"{slope:.2f} ({low:.2f} to {high:.2f})"
     )
-    verdict = _graded(1 - float(here["newton"]), 0.3, 0.7)
+    # the scores are what is added up; a Newton step may be right where they are not
+    verdict = _graded(1 - float(here["sum"]), 0.3, 0.7)
+    how = {"good": "as", "fair": "in part as", "poor": "not as"}[verdict]
     meaning = (
-        f"over {len(actual)} random halves, retrained. A slope of 1 means that predicted effects "
-        "have the right size"
+        f"sums of the scores order {len(actual)} random halves of the rows {how} retraining does. "
+        "A slope of 1 means that the effects that a step predicts have the right size"
     )
-    if best["sum"] > here["sum"] + 0.03:
+    if here["newton"] > here["sum"] + CLEARLY:
+        meaning += "; for groups of rows predict() is nearer"
+    allowed = _allowed_by_noise(found)
+    if allowed is not None:
+        told += f"; noise allows {allowed:.2f}"
+        if allowed < 0.8:
+            meaning += "; the seed of a training matters much: take more seeds"
+    best = dampings.sort_values("sum", na_position="first").iloc[-1]
+    if best["sum"] > here["sum"] + CLEARLY:
         meaning += f"; damping {best['damping']:.3g} agrees better (LDS {best['sum']:.2f} for sums)"
     return Finding("retraining", told, verdict, meaning)
+
+
+def nothing_to_compare(found: Retrained, worked: int) -> Finding:
+    """The finding where retraining gave no effects."""
+    if worked < 3:
+        value = f"{worked} of {len(found.masks)} subsets worked"
+        meaning = "fewer than three subsets cannot be ranked; .retrained.failures has the errors"
+        return Finding("retraining", value, "poor", meaning)
+    return Finding(
+        "retraining",
+        "the same outputs from every subset",
+        "poor",
+        "what the refit gives does not depend on its rows, so nothing can be compared: it should "
+        "train a new model on these rows alone",
+    )
+
+
+def _allowed_by_noise(found: Retrained) -> float | None:
+    """The noise ceiling, where there are seeds enough to know of one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of test rows that are constant
+        try:
+            return noise_ceiling(found.outputs).ceiling
+        except ValueError:
+            return None
 
 
 def predict(
     influence: Fitting, test: EmpiricalRisk, dropped: Tensor, damping: float | None = None
 ) -> Prediction:
     """What becomes of the test rows without each group (G, n), at this λ."""
-    fitted = influence.fitted_with(damping)
+    fitted = _own(influence, damping)
     groups = pd.RangeIndex(len(dropped))
     return predict_removal(fitted, test, dropped, groups, order="newton")
+
+
+def _own(influence: Fitting, damping: float | None = None) -> Fitted:
+    """What was fitted, as a copy: what is solved here does not go into its certificate."""
+    return influence.fitted_with(one_damping(influence.damping) if damping is None else damping)
 
 
 def _mean_scores(influence: Fitting, test: EmpiricalRisk, damping: float) -> np.ndarray:
@@ -252,14 +313,16 @@ def _rank(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    if a.std() == 0 or b.std() == 0:
+    fine = np.isfinite(a) & np.isfinite(b)
+    a, b = a[fine], b[fine]
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def _slope(x: np.ndarray, y: np.ndarray, draws: int = 500) -> tuple[float, float, float]:
     """The slope of y on x through 0, and its 95 % interval by a bootstrap over subsets (S, m)."""
-    products, squares = (x * y).sum(1), (x * x).sum(1)
+    products, squares = (x * y).sum(1), (x * x).sum(1)  # (S,)
     picked = np.random.default_rng(0).integers(len(x), size=(draws, len(x)))
     slopes = products[picked].sum(1) / np.maximum(squares[picked].sum(1), 1e-300)
     low, high = np.quantile(slopes, [0.025, 0.975])

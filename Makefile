@@ -15,10 +15,10 @@ PYTEST      := $(ONE_THREAD) $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two installs into one environment at once would break it
-.PHONY: help demo test test-slow doctest lint format types docs bench clean
+.PHONY: help demo test test-slow doctest lint format types docs bench bench-quick clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- what there is to run -----------------------------------------------------------------------
 
@@ -53,8 +53,13 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 
 # A script that fails, for a bound or otherwise, does not keep the others from running.
 bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
-	failed=; for script in wine digits wine_seeds wine_methods_seeds; do \
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining page; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py || failed="$$failed $$script"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+bench-quick: $(VENV)/.stamp-package  ## our side of the benchmarks alone, on small settings; nothing is written
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining; do \
+	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py --quick || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove the environments and everything that was generated
@@ -84,7 +89,9 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-package
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	@touch $@
 
-$(PEERS)/.stamp-peers: constraints.txt benchmarks/peers/requirements.txt | $(PEERS)/bin/python
+$(PEERS)/.stamp-peers: constraints.txt benchmarks/peers/requirements.txt \
+		benchmarks/peers/requirements-data.txt | $(PEERS)/bin/python
 	$(PEERS)/bin/python -m pip install -c constraints.txt torch
 	$(PEERS)/bin/python -m pip install -c constraints.txt -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --no-deps -r benchmarks/peers/requirements-data.txt
 	@touch $@

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import upweight as uw
-from upweight.damping import DampingChoice, by_held_out, choose_damping, mean_eigenvalue
+from upweight.damping import DampingChoice, by_held_out, choose_damping
 from upweight.evaluate import prediction_score, random_subsets, retrain
+from upweight.inverse.spectrum import mean_eigenvalue
 
 OUT = RESULTS / "damping.json"
 GRID = tuple(float(x) for x in np.geomspace(1e-4, 1.0, 13))

@@ -168,7 +168,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="our side alone; nothing is written")
     parser.add_argument("--out", type=Path, default=RESULTS / "digits.json")
     options = parser.parse_args()
-    if not options.quick:
+    if options.quick:
+        options.repeat = 0
+    else:
         need_peers()
     problem = digits_problem(options.damping)
     methods = {"upweight": OURS}

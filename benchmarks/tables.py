@@ -29,8 +29,11 @@ RESULTS = HERE / "results"
 PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 RUNNERS = {
     "upweight": (Path(sys.executable), HERE / "run_upweight.py"),
-    "pydvl": (PEERS, HERE / "peers" / "run_pydvl.py"),
-    "dattri": (PEERS, HERE / "peers" / "run_dattri.py"),
+    "ours": (Path(sys.executable), HERE / "run_ours.py"),
+    **{
+        name: (PEERS, HERE / "peers" / f"run_{name}.py")
+        for name in ("pydvl", "dattri", "kronfluence", "captum", "traker")
+    },
 }
 # our method: the peer's name of it
 PEER_METHODS = {
@@ -56,13 +59,16 @@ def need_peers() -> None:
         sys.exit(f"no peers at {PEERS.parent.parent.name}: run make bench, or use --quick")
 
 
-def run(library: str, problem: Path, methods: Sequence[str], **options: float) -> dict[str, Any]:
+def run(
+    library: str, problem: Path, methods: Sequence[str] = (), **options: float | str
+) -> dict[str, Any]:
     """One runner in a process of its own, with its options (repeat, budget, seed): its file."""
     python, runner = RUNNERS[library]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.npz"
         command = [python, runner, problem, out, "--methods", ",".join(methods)]
-        command += [part for name, value in options.items() for part in (f"--{name}", value)]
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", value]
         subprocess.run(
             list(map(str, command)), check=True, env=os.environ | ENVIRONMENT, stdout=sys.stderr
         )

@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="our side alone; nothing is written")
     parser.add_argument("--out", type=Path, default=RESULTS / "wine.json")
     options = parser.parse_args()
-    if not options.quick:
+    if options.quick:
+        options.rounds = options.repeat = 1
+    else:
         need_peers()
     torch.set_num_threads(1)
     reference = dense_reference(wine_problem())

@@ -8,7 +8,9 @@ initial weights and the order of training.
 
 from __future__ import annotations
 
+import argparse
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +19,19 @@ from tables import RESULTS, stamp, write
 import upweight as uw
 from upweight.audit.demo import WineSettings, run_wine
 
-OUT = RESULTS / "wine_seeds.json"
+QUICK_SEEDS = 2
 
 
-def main(seeds: int = 20) -> None:
+def main() -> None:
     """Run all seeds with the settings of ``upweight demo wine``, print and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_SEEDS} seeds; nothing is written"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "wine_seeds.json")
+    options = parser.parse_args()
+    seeds = QUICK_SEEDS if options.quick else options.seeds
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", uw.IndefiniteCurvatureWarning)
     lines = []
@@ -46,7 +56,8 @@ def main(seeds: int = 20) -> None:
     }
     print(summary)
     of = {"upweight": uw.__version__, "torch": str(torch.__version__)}
-    write(OUT, stamp() | {"versions": of, "summary": summary, "seeds": lines})
+    if not options.quick:
+        write(options.out, stamp() | {"versions": of, "summary": summary, "seeds": lines})
 
 
 if __name__ == "__main__":

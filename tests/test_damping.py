@@ -23,10 +23,8 @@ from upweight.damping import (
     by_held_out,
     choose_damping,
     is_linear,
-    lowest_eigenvalue,
-    mean_eigenvalue,
-    top_eigenvalue,
 )
+from upweight.inverse.spectrum import lowest_eigenvalue, mean_eigenvalue, top_eigenvalue
 from upweight.operator import Dense
 
 DECAY = 0.02

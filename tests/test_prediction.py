@@ -19,7 +19,7 @@ import upweight.prediction
 from cases import Case, make
 from matrices import draw, off
 from reference import Reference
-from upweight.prediction import masks_of
+from upweight.drops import masks_of
 
 DAMPING = 0.05
 GROUPS = {"one": [1], "three": [0, 2, 5], "most": [0, 1, 2, 3, 4]}

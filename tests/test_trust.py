@@ -332,7 +332,8 @@ def test_a_damping_that_cannot_be_solved_is_a_gap_in_the_table() -> None:
         case.test, refit=lambda chosen, seed: outputs[chosen].mean(0), subsets=8, seeds=1
     )
     table = found.dampings.set_index("factor")
-    assert table.loc[0.1].isna()[["sum", "newton"]].all()
+    assert np.isnan(table.loc[0.1, "newton"])
+    assert not np.isnan(table.loc[0.1, "sum"])
     assert not table.loc[1.0].isna().any()
     assert by_name(found)["other dampings"].verdict in ("good", "fair", "poor")
 

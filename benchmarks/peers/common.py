@@ -1,9 +1,7 @@
-"""What the peers' runners share: problem files, the model, measuring, the command line.
+"""What the peers' runners share: measuring, and the command line.
 
-A *problem* is an ``.npz`` file without pickle that holds ``x_train``, ``y_train``, ``x_test``,
-``y_test``, the widths ``sizes`` of a multilayer perceptron, its ``activation``, its weights
-``state/<i>.weight`` and ``state/<i>.bias`` (names as in ``torch.nn.Sequential``) and the
-``damping``. A runner answers with another ``.npz`` file, keyed by method:
+A runner reads a problem file (see `problems`) and answers with another ``.npz`` file, keyed by
+method:
 
 =====================  ==========================================================================
 ``<method>/scores``    (n_test, n_train) float32, ``g_test[j]^T (C + damping I)^-1 g_train[i]``:
@@ -17,6 +15,12 @@ A *problem* is an ``.npz`` file without pickle that holds ``x_train``, ``y_train
 ``<method>/error``     why the method gave no result (then the other keys are missing)
 ``versions``           JSON: versions of Python, torch and the library
 =====================  ==========================================================================
+
+With ``--dampings 0.005,default,0.1`` every method is run for each of them in turn, in a process of
+its own, and ``<method>`` above is ``<method>@<damping>``; a method without a damping is run once,
+as ``<method>@none``. The first damping is timed like a single one, the others are repeated once.
+Dampings for which ``--grid-budget`` leaves no seconds have an ``error`` that says so. What torch
+loads when it first differentiates is loaded before, and counts for no library.
 
 This module needs only NumPy and torch, so our own side of a comparison can import it too.
 """
@@ -36,7 +40,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,10 +48,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from problems import Problem, build_model, load_problem, make_loader, save_problem
+from torch import Tensor
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+__all__ = [
+    "ENVIRONMENT",
+    "Method",
+    "Options",
+    "Problem",
+    "build_model",
+    "load_problem",
+    "main",
+    "make_loader",
+    "save_problem",
+]
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -56,29 +70,7 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 
-
-@dataclass(frozen=True)
-class Problem:
-    """Rows, weights and damping of one comparison, in float32 (labels in int64)."""
-
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    sizes: tuple[int, ...]
-    activation: str
-    state: dict[str, Tensor]
-    damping: float
-
-    @property
-    def train(self) -> tuple[Tensor, Tensor]:
-        """Training inputs and labels."""
-        return self.x_train, self.y_train
-
-    @property
-    def test(self) -> tuple[Tensor, Tensor]:
-        """Test inputs and labels."""
-        return self.x_test, self.y_test
+PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,7 @@ class Method:
     fit: Callable[[], Any]
     scores: Callable[[Any], Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+    damped: bool = True  # whether the damping of the problem matters
 
 
 @dataclass(frozen=True)
@@ -97,62 +90,9 @@ class Options:
     repeat: int = 3
     budget_s: float = 120.0
     timeout_s: float = 900.0
+    grid_s: float = 600.0
     memory_gb: float = 12.0
     seed: int = 0
-
-
-def _floats(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.float32))
-
-
-def _labels(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.int64))
-
-
-def load_problem(path: str | Path) -> Problem:
-    """Read a problem file."""
-    with np.load(path, allow_pickle=False) as data:
-        names = [key for key in data.files if key.startswith("state/")]
-        return Problem(
-            x_train=_floats(data["x_train"]),
-            y_train=_labels(data["y_train"]),
-            x_test=_floats(data["x_test"]),
-            y_test=_labels(data["y_test"]),
-            sizes=tuple(int(width) for width in data["sizes"]),
-            activation=str(data["activation"]),
-            state={name.removeprefix("state/"): _floats(data[name]) for name in names},
-            damping=float(data["damping"]),
-        )
-
-
-def save_problem(path: str | Path, problem: Problem) -> None:
-    """Write a problem file, the inverse of `load_problem`."""
-    arrays: dict[str, Any] = {f"state/{name}": t.numpy() for name, t in problem.state.items()}
-    for name in ("x_train", "y_train", "x_test", "y_test"):
-        arrays[name] = getattr(problem, name).numpy()
-    np.savez(
-        path,
-        sizes=np.array(problem.sizes),
-        activation=np.array(problem.activation),
-        damping=np.array(problem.damping),
-        **arrays,
-    )
-
-
-def build_model(problem: Problem) -> nn.Sequential:
-    """Build the multilayer perceptron of the problem with its weights, in eval mode."""
-    activation = ACTIVATIONS[problem.activation]
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip(problem.sizes, problem.sizes[1:], strict=False):
-        layers += [nn.Linear(width_in, width_out), activation()]
-    model = nn.Sequential(*layers[:-1])
-    model.load_state_dict(problem.state)
-    return model.eval()
-
-
-def make_loader(rows: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
-    """Serve the rows in order, in batches (a size of 0 means one batch of all rows)."""
-    return DataLoader(TensorDataset(*rows), batch_size=batch_size or len(rows[0]), shuffle=False)
 
 
 def seed_everything(seed: int) -> None:
@@ -244,16 +184,53 @@ def measure_isolated(method: Method, options: Options) -> dict[str, Any]:
         process.join()
 
 
+def _keep(
+    results: dict[str, Any], key: str, found: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Add what was measured under its names, and print a line."""
+    found = {**found, "settings": json.dumps(settings)}
+    results |= {f"{key}/{name}": value for name, value in found.items()}
+    print(f"{key:24s} {_describe(found)}", flush=True)
+
+
 def run_methods(
     methods: Mapping[str, Method], names: Sequence[str], options: Options
 ) -> dict[str, Any]:
     """Measure the named methods one after the other and print a line about each."""
     results: dict[str, Any] = {}
     for name in names:
-        result = measure_isolated(methods[name], options)
-        result["settings"] = json.dumps(methods[name].settings)
-        results |= {f"{name}/{key}": value for key, value in result.items()}
-        print(f"{name:9s} {_describe(result)}", flush=True)
+        found = measure_isolated(methods[name], options)
+        _keep(results, name, found, methods[name].settings)
+    return results
+
+
+def run_grid(
+    make: Callable[[float | None], dict[str, Method]],
+    dampings: Mapping[str, float | None],
+    names: Sequence[str],
+    options: Options,
+) -> dict[str, Any]:
+    """Measure the named methods at every damping, as long as a method's seconds last."""
+    results: dict[str, Any] = {}
+    made = {label: make(value) for label, value in dampings.items()}
+    first = next(iter(made.values()))
+    for name in names:
+        if not first[name].damped:
+            found = measure_isolated(first[name], options)
+            _keep(results, f"{name}@none", found, first[name].settings)
+            continue
+        begin, slowest, used = time.perf_counter(), 0.0, options
+        for label, methods in made.items():
+            if time.perf_counter() - begin + slowest > options.grid_s:
+                found = {"error": f"not tried: it would take more than {options.grid_s:g} s"}
+            else:
+                found = measure_isolated(methods[name], used)
+                slowest = max(slowest, found.get("first_s", 0.0))
+            # another damping may not converge: it has a few times the seconds of the others
+            limit = PATIENCE * slowest + PATIENCE if slowest else options.timeout_s
+            repeat = min(1, options.repeat)
+            used = replace(options, repeat=repeat, timeout_s=min(limit, options.timeout_s))
+            _keep(results, f"{name}@{label}", found, methods[name].settings)
     return results
 
 
@@ -289,18 +266,33 @@ def _parser(batch_size: int) -> argparse.ArgumentParser:
     parser.add_argument("problem", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--methods", default="", help="names joined by commas; all if left out")
+    parser.add_argument("--skip", default="", help="variants, after ~, that are not run")
     parser.add_argument(
         "--batch-size", type=int, default=batch_size, help="0: one batch of all training rows"
     )
     parser.add_argument("--repeat", type=int, default=defaults.repeat)
+    parser.add_argument(
+        "--dampings", default="", help="joined by commas; 'default' for the library's own"
+    )
     for flag, default, text in (
         ("--budget", defaults.budget_s, "seconds after which a method is not repeated again"),
         ("--timeout", defaults.timeout_s, "seconds after which a method is given up"),
+        ("--grid-budget", defaults.grid_s, "seconds after which no more dampings are tried"),
         ("--memory-gb", defaults.memory_gb, "address space of a method"),
     ):
         parser.add_argument(flag, type=float, default=default, help=f"{text} ({default:g})")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     return parser
+
+
+def _preload() -> None:
+    """Load what torch loads when a function is first differentiated: no method's seconds."""
+    one = torch.ones(1)
+    torch.func.jvp(torch.func.grad(lambda x: (x**2).sum()), (one,), (one,))
+
+
+def _damping(label: str) -> float | None:
+    return None if label == "default" else float(label)
 
 
 def main(
@@ -312,10 +304,24 @@ def main(
     _restart_in_environment()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    methods = make_methods(load_problem(args.problem), args.batch_size)
+    problem = load_problem(args.problem)
+    methods = make_methods(problem, args.batch_size)
     names = args.methods.split(",") if args.methods else list(methods)
+    skipped = args.skip.split(",") if args.skip else []
+    names = [name for name in names if name.partition("~")[2] not in skipped or "~" not in name]
     if unknown := [name for name in names if name not in methods]:
         parser.error(f"unknown methods {unknown}; there are {list(methods)}")
-    options = Options(args.repeat, args.budget, args.timeout, args.memory_gb, args.seed)
-    results = run_methods(methods, names, options)
+    options = Options(
+        args.repeat, args.budget, args.timeout, args.grid_budget, args.memory_gb, args.seed
+    )
+    if args.dampings:
+        _preload()
+
+        def make(damping: float | None) -> dict[str, Method]:
+            return make_methods(replace(problem, damping=damping), args.batch_size)
+
+        dampings = {label: _damping(label) for label in args.dampings.split(",")}
+        results = run_grid(make, dampings, names, options)
+    else:
+        results = run_methods(methods, names, options)
     np.savez(args.out, versions=_versions(library), **results)

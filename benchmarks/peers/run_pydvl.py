@@ -1,7 +1,8 @@
-"""Run pyDVL's influence methods on a problem file (see `common`).
+"""Run pyDVL's influence methods on a problem file (see `problems` and `common`).
 
 Options are those of pyDVL's own wine walk-through. Its ``up`` scores already have our sign
-and scale: ``g_test^T (H + damping I)^-1 g_train``, positive where the row helps.
+and scale: ``g_test^T (H + damping I)^-1 g_train``, positive where the row helps. A number after
+``~`` is a rank other than the walk-through's 30.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 RANK = 30
+LARGER_RANK = 200
 PRECONDITIONER_RANK = 5
 
 
@@ -39,13 +41,13 @@ def make_methods(problem: Problem, batch_size: int) -> dict[str, Method]:
         preconditioner = NystroemPreconditioner(rank=settings.pop("preconditioner_rank"))
         return pydvl.CgInfluence(*args, cross_entropy, preconditioner=preconditioner, **settings)
 
-    damping = problem.damping
-    damped = partial(method, loss=cross_entropy, regularization=damping)
+    damping = problem.damped("regularization")
+    damped = partial(method, loss=cross_entropy, **damping)
     return {
         "direct": damped(pydvl.DirectInfluence),
         "cg": method(
             cg,
-            regularization=damping,
+            **damping,
             solve_simultaneously=True,
             preconditioner_rank=PRECONDITIONER_RANK,
             rtol=1e-4,
@@ -55,8 +57,12 @@ def make_methods(problem: Problem, batch_size: int) -> dict[str, Method]:
             pydvl.LissaInfluence, maxiter=1000, scale=10.0, warn_on_max_iteration=False
         ),
         "arnoldi": damped(pydvl.ArnoldiInfluence, rank=RANK, tol=1e-6),
+        f"arnoldi~{LARGER_RANK}": damped(pydvl.ArnoldiInfluence, rank=LARGER_RANK, tol=1e-6),
         "nystroem": damped(pydvl.NystroemSketchInfluence, rank=RANK),
-        "ekfac": method(pydvl.EkfacInfluence, update_diagonal=True, hessian_regularization=damping),
+        f"nystroem~{LARGER_RANK}": damped(pydvl.NystroemSketchInfluence, rank=LARGER_RANK),
+        "ekfac": method(
+            pydvl.EkfacInfluence, update_diagonal=True, **problem.damped("hessian_regularization")
+        ),
     }
 
 

@@ -28,20 +28,14 @@ from torch import Tensor
 
 from upweight.inverse import NegativeCurvatureError
 from upweight.inverse.approximate import as_preconditioner
-from upweight.inverse.lanczos import lanczos, random_columns
+from upweight.inverse.spectrum import mean_eigenvalue, top_eigenvalue
 from upweight.operator import LinearOperator, free_memory
 from upweight.prediction import losses_at, removal_gradients, removal_steps, together
 from upweight.recipes import Nystroem
 from upweight.record import TrainingRecord
 from upweight.risk import EmpiricalRisk
 
-__all__ = [
-    "DampingChoice",
-    "choose_damping",
-    "lowest_eigenvalue",
-    "mean_eigenvalue",
-    "top_eigenvalue",
-]
+__all__ = ["DampingChoice", "by_held_out", "choose_damping"]
 
 FOLDS = 20
 # Rows in all folds: more would make the estimate hardly less noisy than the held-out loss is.
@@ -49,14 +43,11 @@ FOLDED_ROWS = 4000
 # The range of the search, relative to the largest eigenvalue, and the ratio at which it ends.
 LOWEST, HIGHEST, WITHIN = 1e-7, 1e4, 1.15
 RTOL = 1e-3
-PROBES = 64
 # The share of the mean eigenvalue that is taken where nothing else is known, and for blocks, as
 # measured in benchmarks/damping.py: there the best was 0.5 to 5, and 0.05 to 0.5 by EK-FAC.
 SCALE, BLOCK_SCALE = 1.0, 0.1
 # What round-off leaves of a linear model's deviation from its own derivative.
 LINEAR = 1e-3
-TINY = torch.finfo(torch.float32).tiny
-LANCZOS_STEPS = 40
 SKETCHED = 50
 
 
@@ -189,23 +180,12 @@ def _by_scale(curvature: LinearOperator, share: float) -> tuple[float, str]:
         mean, why = top_eigenvalue(curvature), f"{share:g} times the largest eigenvalue, as the"
         why += " mean is not above 0"
     value = share * mean
-    if not TINY < value < math.inf:
+    if not torch.finfo(torch.float32).tiny < value < math.inf:
         raise ValueError(
             f"damping='auto' finds no scale: the mean eigenvalue of the curvature is {mean:.2g}. "
             "The training loss may be zero to the last digit. Give a number for the damping"
         )
     return value, why
-
-
-def mean_eigenvalue(curvature: LinearOperator) -> float:
-    """tr(C)/p by random signs v, the mean of vᵀCv/p (Hutchinson)."""
-    generator = torch.Generator().manual_seed(0)
-    total = 0.0
-    for part in torch.arange(PROBES).split(min(PROBES, together(curvature.size))):
-        signs = torch.randint(0, 2, (curvature.size, len(part)), generator=generator)
-        probes = (2.0 * signs - 1.0).to(curvature.device, curvature.dtype)
-        total += float((probes * (curvature @ probes)).double().sum())
-    return total / (PROBES * curvature.size)
 
 
 def by_held_out(
@@ -372,25 +352,6 @@ def _sketch(curvature: LinearOperator) -> Any:
     if not curvature.semidefinite or (free is not None and 32 * rank * curvature.size > free / 4):
         return None
     return Nystroem(rank=rank).prepare(curvature)
-
-
-def top_eigenvalue(curvature: LinearOperator) -> float:
-    """The largest eigenvalue, roughly, by a few power steps."""
-    vector = random_columns(curvature, 1, seed=1)
-    size = 0.0
-    for _ in range(8):
-        vector = (curvature @ vector).to(vector)
-        size = float(torch.linalg.vector_norm(vector))
-        if size == 0.0:
-            return TINY
-        vector = vector / size
-    return size
-
-
-def lowest_eigenvalue(curvature: LinearOperator) -> float:
-    """The lowest Ritz value after some Lanczos steps: an upper bound of the lowest eigenvalue."""
-    start = random_columns(curvature, 1, seed=2)[:, 0]
-    return float(lanczos(curvature, start, min(LANCZOS_STEPS, curvature.size)).values.min())
 
 
 def _standard_error(losses: Tensor) -> float:

@@ -20,10 +20,11 @@ from upweight.choices import (
     choose_method,
 )
 from upweight.curvature import GGN
-from upweight.damping import BLOCK_SCALE, DampingChoice, choose_damping, lowest_eigenvalue
+from upweight.damping import BLOCK_SCALE, DampingChoice, choose_damping
 from upweight.fitted import Damping, Fitted
 from upweight.inverse import Certificate, LanczosFactors, NystroemFactors
 from upweight.inverse.lowrank import smallest_kept
+from upweight.inverse.spectrum import lowest_eigenvalue
 from upweight.margins import TestLoss, choose_test_loss
 from upweight.operator import LinearOperator
 from upweight.recipes import Recipe

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from upweight.blocks import Block, BlockChoice, parameter_blocks
-from upweight.damping import SCALE, mean_eigenvalue
+from upweight.damping import SCALE
+from upweight.drops import Drop, masks_of
 from upweight.fitting import Fitting, telling
 from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
+from upweight.inverse.spectrum import mean_eigenvalue
 from upweight.margins import TestLoss
 from upweight.planning import Auto, Plan, make_plan
-from upweight.prediction import RTOL, Drop, Order, Prediction, masks_of, predict_removal
+from upweight.prediction import RTOL, Order, Prediction, predict_removal
 from upweight.recipes import CG, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows

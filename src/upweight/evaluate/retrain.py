@@ -7,9 +7,10 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -210,7 +211,10 @@ def retrain(
         unit="run",
         disable=None if progress else True,
     ) as bar:
-        for group, results in _results(refit, tasks, n_jobs):
+        hopeless = False
+        # what has begun is waited for: joblib does not stop workers cleanly
+        going_on = takewhile(lambda _: not hopeless, tasks)
+        for group, results in _results(refit, going_on, n_jobs):
             for run, result in zip(group, results, strict=True):
                 if isinstance(result, str):
                     errors[run] = result
@@ -219,8 +223,7 @@ def retrain(
                 if kept:
                     kept.write(run, result)
             bar.update(len(group))
-            if not runs and len(errors) >= GIVE_UP_AFTER:
-                break
+            hopeless = not runs and len(errors) >= GIVE_UP_AFTER
     return _collect(masks, every, runs, errors)
 
 
@@ -278,7 +281,7 @@ Task: TypeAlias = tuple[list[int], NDArray[np.bool_], NDArray[np.int64]]
 
 
 def _results(
-    refit: Refit, tasks: list[Task], n_jobs: int | None
+    refit: Refit, tasks: Iterable[Task], n_jobs: int | None
 ) -> Generator[tuple[list[int], list[Result]]]:
     """The results of groups of runs, as they finish."""
     if n_jobs == 1:

@@ -193,7 +193,7 @@ def _with_retraining(
     return Check(
         findings=tuple(findings),
         sentence=_sentence(findings, finding),
-        predicted=prediction.after.numpy(),
+        predicted=prediction.after.numpy() if prediction.order == "newton" else None,
         first_order=prediction.first_order.numpy(),
         actual=actual,
         dampings=table,
@@ -234,11 +234,15 @@ def _by_damping(
         lines.append(line)
         try:
             prediction = predict(influence, test, dropped, factor * own)
+            line["newton"] = _lds(prediction.after.numpy(), actual)
         except (ArithmeticError, ValueError):
-            continue  # singular or indefinite with this damping
+            # indefinite with this damping: no step, but the inverse may exist, and the scores do
+            try:
+                prediction = predict(influence, test, dropped, factor * own, "first")
+            except (ArithmeticError, ValueError):
+                continue
         kept = prediction if factor == 1.0 else kept
         line["sum"] = _lds(prediction.first_order.numpy(), actual)
-        line["newton"] = _lds(prediction.after.numpy(), actual)
     return pd.DataFrame(lines), kept
 
 

@@ -17,12 +17,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from upweight.damping import lowest_eigenvalue, mean_eigenvalue, top_eigenvalue
 from upweight.evaluate import Retrained, noise_ceiling
 from upweight.fitted import Fitted
 from upweight.fitting import Fitting
 from upweight.influence import mean_influence
-from upweight.prediction import Prediction, predict_removal
+from upweight.inverse.spectrum import lowest_eigenvalue, mean_eigenvalue, top_eigenvalue
+from upweight.prediction import Order, Prediction, predict_removal
 from upweight.risk import EmpiricalRisk
 
 Verdict = Literal["good", "fair", "poor"]
@@ -141,16 +141,13 @@ def damped(influence: Fitting) -> Finding:
             "λ is above all eigenvalues: scores are little more than products of gradients",
         )
     choice = influence.damping_choice
-    if choice is not None and choice.how == "held-out":
+    if choice is not None:
         return Finding("damping", told, "good", f"chosen by {choice.how}: {choice.why}")
-    return Finding(
-        "damping",
-        told,
-        "fair",
-        f"chosen by {choice.how}: {choice.why}"
-        if choice is not None
-        else "given by hand; damping='auto' with held-out rows finds the one that predicts best",
+    meaning = (
+        "given by hand; damping='auto' takes it from the record of the training, from held-out "
+        "rows, or from the mean eigenvalue"
     )
+    return Finding("damping", told, "fair", meaning)
 
 
 def other_dampings(influence: Fitting, test: EmpiricalRisk) -> Finding:
@@ -229,17 +226,23 @@ def against_retraining(
     effect, guess = (v[:, fine] - v[:, fine].mean(0) for v in (actual, predicted))
     slope, low, high = _slope(guess, effect)
     here = dampings.loc[dampings["factor"] == 1.0].iloc[0]
+    step = f"{here['newton']:.2f}" if prediction.order == "newton" else "none"
     told = (
-        f"LDS {here['sum']:.2f} for sums, {here['newton']:.2f} for a Newton step; slope "
-        f"{slope:.2f} ({low:.2f} to {high:.2f})"
+        f"LDS {here['sum']:.2f} for sums, {step} for a Newton step; slope {slope:.2f} "
+        f"({low:.2f} to {high:.2f})"
     )
     # the scores are what is added up; a Newton step may be right where they are not
     verdict = _graded(1 - float(here["sum"]), 0.3, 0.7)
     how = {"good": "as", "fair": "in part as", "poor": "not as"}[verdict]
     meaning = (
-        f"sums of the scores order {len(actual)} random halves of the rows {how} retraining does. "
-        "A slope of 1 means that the effects that a step predicts have the right size"
+        f"sums of the scores order {len(actual)} random halves of the rows {how} retraining does"
     )
+    if not 0.5 <= slope <= 2.0:
+        verdict = worst(verdict, "fair")
+        meaning += (
+            f", but their effects are {slope:.2g} times as large as predicted: believe the order, "
+            "not the size"
+        )
     if here["newton"] > here["sum"] + CLEARLY:
         meaning += "; for groups of rows predict() is nearer"
     allowed = _allowed_by_noise(found)
@@ -279,12 +282,15 @@ def _allowed_by_noise(found: Retrained) -> float | None:
 
 
 def predict(
-    influence: Fitting, test: EmpiricalRisk, dropped: Tensor, damping: float | None = None
+    influence: Fitting,
+    test: EmpiricalRisk,
+    dropped: Tensor,
+    damping: float | None = None,
+    order: Order = "newton",
 ) -> Prediction:
     """What becomes of the test rows without each group (G, n), at this λ."""
     fitted = _own(influence, damping)
-    groups = pd.RangeIndex(len(dropped))
-    return predict_removal(fitted, test, dropped, groups, order="newton")
+    return predict_removal(fitted, test, dropped, pd.RangeIndex(len(dropped)), order=order)
 
 
 def _own(influence: Fitting, damping: float | None = None) -> Fitted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def quality_by_damping(
         figure, sides = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True)
         for axes, own in zip(sides, (True, False), strict=True):
             chosen = [m for m in methods if (m["library"] == OWN) == own]
-            colours = iter(plt.get_cmap("tab20").colors)
+            # more than one palette has: the second time round with another line
+            looks = product(("-", "--", ":"), plt.get_cmap("tab20").colors)
             for method in chosen:
                 curve: dict[float, float] = {}
                 for run in method["runs"]:
@@ -115,11 +117,13 @@ def quality_by_damping(
                     continue
                 x = sorted(curve)
                 name = names.get(method["method"], method["method"])
+                line, colour = next(looks)
                 axes.plot(
                     x,
                     [curve[damping] for damping in x],
                     marker=".",
-                    color=next(colours),
+                    color=colour,
+                    linestyle=line,
                     label=name if own else f"{method['library']}: {name}",
                 )
             axes.set_xscale("log")

@@ -48,8 +48,8 @@ HEAD = """# Benchmarks
 
 Every method of upweight and of five other libraries on the same weights, the same rows and the same
 grid of dampings, in one run, each in a process of its own with one thread. This page is written by
-`benchmarks/page.py` from the files in `benchmarks/results`; `make bench`
-measures them anew. `benchmarks/peers/README.md` says how each library is set up.
+`benchmarks/page.py` from the files in `benchmarks/results`; `make bench` measures them anew.
+`benchmarks/peers/README.md` says how each library is set up.
 
 {stamps}
 
@@ -82,14 +82,14 @@ DAMPING = """## Which rule finds the damping?
 
 Small networks on three tables, with trainings of several kinds; half subsets of the rows trained
 anew with `upweight.Retraining`. The linear datamodeling score of sums of influences · of one
-Newton step, at the λ of every rule. *record*: weight decay + (1 − momentum) / (mean learning rate ×
-steps);
-*plain*: the same without the momentum; *held-out*: where the loss predicted for left-out training
-rows is that of held-out rows; *scale*: the mean eigenvalue of the curvature; *decay*: the weight
-decay alone. *auto* is what `damping="auto"` takes with the record or with held-out rows: the larger
-of theirs and the mean eigenvalue, unless the model is linear in its parameters. *best* is the best
-of a grid, chosen by looking at the truth; the last line is how far each rule is below it. That the
-larger of the two is taken was decided on these settings; the tables above are another matter.
+Newton step, at the λ of every rule. *record*: weight decay + (1 − momentum) / (mean learning rate
+× steps); *plain*: the same without the momentum; *held-out*: where the loss predicted for left-
+out training rows is that of held-out rows; *scale*: the mean eigenvalue of the curvature;
+*decay*: the weight decay alone. *auto* is what `damping="auto"` takes with the record or with
+held-out rows: the larger of theirs and the mean eigenvalue, unless the model is linear in its
+parameters. *best* is the best of a grid, chosen by looking at the truth; the last line is how far
+each rule is below it. That the larger of the two is taken was decided on these settings; the
+tables above are another matter.
 """
 
 RETRAINING = """## How fast is retraining?

@@ -84,8 +84,8 @@ def measure(
 ) -> tuple[list[Entry], dict[str, dict[str, str]]]:
     """Every method of every library at the dampings, and the versions of the libraries.
 
-    Peers try their defaults second, so that a slow method has been given a damping that suits it; we
-    try ours first, as it is what we have to show.
+    Peers try their defaults second, so that a slow method has been given a damping that suits it.
+    We try ours first: it is what a user gets.
     """
     found: list[Entry] = []
     of: dict[str, dict[str, str]] = {}

@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/truth.py
 
 Two networks on handwritten digits, whose test margins after retraining on random half subsets of
-the rows are known (files in the folder UPWEIGHT_DATA, by default ``data`` beside this file). Every method
-scores the same weights and rows over the same dampings, one thread each; its linear datamodeling
-score, its seconds and its memory go to ``benchmarks/results/truth.json``. A method that is too slow
-to try all dampings in ``--grid-budget`` seconds has tried fewer: the runs are in the file.
-"""
+the rows are known (files in the folder UPWEIGHT_DATA, by default ``data`` beside this file).
+Every method scores the same weights and rows over the same dampings, one thread each; its linear
+datamodeling score, its seconds and its memory go to ``benchmarks/results/truth.json``. A method
+that is too slow to try all dampings in ``--grid-budget`` seconds has tried fewer: the runs are in
+the file."""
 
 from __future__ import annotations
 

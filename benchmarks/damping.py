@@ -122,6 +122,7 @@ def rules(setting: Setting, curvature: Any, train: Any, held_out: Any) -> dict[s
         found["record"] = record.damping
         found["plain"] = uw.TrainingRecord(steps, rate, decay).damping
         found["auto, record"] = choose_damping(curvature, train, record=record).value
+        found["auto, both"] = choose_damping(curvature, train, held_out, record).value
     return found
 
 

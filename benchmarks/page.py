@@ -287,7 +287,16 @@ def mislabel_part(found: dict[str, Any], docs: Path) -> str:
 
 def damping_part(found: dict[str, Any]) -> str:
     """The rules by setting, and how far each is from the best."""
-    rules = ["auto, record", "auto, held-out", "record", "held-out", "scale", "plain", "decay"]
+    rules = [
+        "auto, both",
+        "auto, record",
+        "auto, held-out",
+        "record",
+        "held-out",
+        "scale",
+        "plain",
+        "decay",
+    ]
 
     def cell(setting: dict[str, Any], rule: str) -> str:
         line = setting["rules"].get(rule)

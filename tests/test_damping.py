@@ -494,3 +494,17 @@ def test_a_choice_is_a_plain_record() -> None:
     assert choice is not None
     assert set(dataclasses.asdict(choice)) == {"value", "how", "why", "low", "high", "tried"}
     assert " to " in str(choice)
+
+
+def test_a_network_is_given_the_larger_of_record_and_held_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upweight.damping, "is_linear", lambda risk: False)
+    monkeypatch.setattr(upweight.damping, "SCALE", 0.0)
+    alone = fitted(HELD_OUT).damping_choice
+    assert alone.how == "held-out"
+    short, long = uw.TrainingRecord(1, 0.1), uw.TrainingRecord(10**9, 1.0)
+    assert fitted(HELD_OUT, record=long).damping == alone.value
+    chosen = fitted(HELD_OUT, record=short).damping_choice
+    assert (chosen.value, chosen.how) == (short.damping, "record")
+    assert f"held-out alone says {alone.value:.3g}" in chosen.why

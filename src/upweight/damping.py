@@ -95,6 +95,8 @@ def choose_damping(
 ) -> DampingChoice:
     """λ by the training's record where it is known, else by held-out rows, else by scale.
 
+    With both, and a model that is not linear in its parameters, the larger of the two.
+
     Parameters
     ----------
     curvature, train
@@ -119,19 +121,28 @@ def choose_damping(
         value, why = _by_scale(curvature, BLOCK_SCALE)
         why = f"between blocks the curvature is taken as zero, so that its own scale counts; {why}"
         return DampingChoice(value, "scale", why)
-    if record is not None:
-        return _above_the_mean(
-            curvature, train, DampingChoice(record.damping, "record", record.why)
-        )
+    recorded = None if record is None else DampingChoice(record.damping, "record", record.why)
+    if recorded is not None and (held_out is None or is_linear(train)):
+        return _above_the_mean(curvature, train, recorded)
     why_not = ""
     if held_out is not None:
         found = by_held_out(curvature, train, held_out, seed=seed)
         if isinstance(found, DampingChoice):
-            return _above_the_mean(curvature, train, found)
+            return _above_the_mean(curvature, train, _larger(found, recorded))
         why_not = f"{found}; "
+    if recorded is not None:
+        return _above_the_mean(curvature, train, replace(recorded, why=why_not + recorded.why))
     value, why = _by_scale(curvature, SCALE)
     why += ". Held-out rows, fit(train, held_out=…), or a TrainingRecord tell more"
     return DampingChoice(value, "scale", why_not + why)
+
+
+def _larger(found: DampingChoice, recorded: DampingChoice | None) -> DampingChoice:
+    """Of two choices for a network the one that predicts smaller steps."""
+    if recorded is None:
+        return found
+    one, other = sorted((found, recorded), key=lambda choice: choice.value, reverse=True)
+    return replace(one, why=f"{one.why}. The {other.how} alone says {other.value:.3g}")
 
 
 def _above_the_mean(

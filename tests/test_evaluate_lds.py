@@ -21,7 +21,7 @@ from upweight.evaluate import (
 )
 from upweight.evaluate.ranks import bootstrap_spearman
 
-TRUTH = Path(__file__).parents[2] / "shared" / "data" / "digits_logistic_truth.npz"
+TRUTH = Path(__file__).parents[1] / "benchmarks" / "data" / "digits_logistic_truth.npz"
 
 
 def problem(m=6, n=20, subsets=30, *, ties=False, seed=0):

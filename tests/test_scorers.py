@@ -25,7 +25,7 @@ from upweight.scorers import ensemble, grad_cos, grad_dot, relatif, tracin, trak
 from upweight.scorers import projection as projections
 from upweight.scorers.projection import RandomProjection
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "digits_mlp_truth.npz"
+DATA = Path(__file__).parents[1] / "benchmarks" / "data" / "digits_mlp_truth.npz"
 CLASSIFIERS = ["mlp", "one_logit", "conv2d", "frozen_layer", "tied_weights", "dict_batches"]
 
 

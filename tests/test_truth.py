@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import upweight as uw
-from digits import Truth, needed, truth
+from retrained import Truth, needed, truth
 
 pytestmark = needed
 MARGIN = {"test_loss": "margin"}

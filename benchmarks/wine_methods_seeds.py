@@ -25,8 +25,8 @@ from tables import RESULTS, at_least, at_most, show_bounds, stamp, write
 from wine import wine_problem
 
 import upweight as uw
-from upweight.audit.demo import WineSettings, run_wine
 from upweight.comparison import agreement
+from upweight.report.demo import WineSettings, run_wine
 
 DAMPING = 0.1
 BOUNDS = (

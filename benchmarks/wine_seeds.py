@@ -17,7 +17,7 @@ import torch
 from tables import RESULTS, stamp, write
 
 import upweight as uw
-from upweight.audit.demo import WineSettings, run_wine
+from upweight.report.demo import WineSettings, run_wine
 
 QUICK_SEEDS = 2
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import upweight as uw
-from upweight.audit import cli
+from upweight.report import cli
 
 
 def run(*arguments: str) -> None:
@@ -137,7 +137,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from upweight.audit.cli import main\n"
+        "import sys; from upweight.report.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("upweight.audit.demo.run_wine", None)
+    monkeypatch.setattr("upweight.report.demo.run_wine", None)
     with pytest.raises(SystemExit) as caught:
         run("demo", "wine", "--out", str(tmp_path / "file" / "run"))
     assert caught.value.code == 2

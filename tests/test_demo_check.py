@@ -15,14 +15,14 @@ import yaml
 from matplotlib.figure import Figure as Canvas
 
 from test_report import Page
-from upweight.audit import check_report, cli, demo_report, evaluation_plots
-from upweight.audit.check_report import blocks, told_of_damping
-from upweight.audit.demo import WineSettings, is_run, run_wine, write_run
-from upweight.audit.demo_check import in_a_line
-from upweight.audit.demo_settings import make_model, training_options
-from upweight.audit.report import Figure, Paragraph, Report, Section, Table, render
 from upweight.datasets import flip_labels, load_wine
 from upweight.evaluate import Retrained, linear_datamodeling_score, random_subsets, retrain
+from upweight.report import check_report, cli, demo_report, evaluation_plots
+from upweight.report.check_report import blocks, told_of_damping
+from upweight.report.demo import WineSettings, is_run, run_wine, write_run
+from upweight.report.demo_check import in_a_line
+from upweight.report.demo_settings import make_model, training_options
+from upweight.report.page import Figure, Paragraph, Report, Section, Table, render
 from upweight.stacked import Retraining
 from upweight.trust import Check, Finding
 
@@ -147,7 +147,7 @@ def test_hessian_that_is_indefinite_for_a_half_is_told_and_the_ggn_checked(hessi
 
 
 def test_check_false_computes_nothing(monkeypatch):
-    monkeypatch.setattr("upweight.audit.demo.check_wine", None)
+    monkeypatch.setattr("upweight.report.demo.check_wine", None)
     none = run_wine(dataclasses.replace(SMALL, epochs=1, check=False), progress=False)
     assert none.check is None
     assert TITLE not in [one.title for one in demo_report.build(none, 5).sections]
@@ -210,7 +210,7 @@ def test_a_check_without_an_answer_is_told(result, tmp_path, monkeypatch):
 
 
 def test_terminal_shows_the_sentence_on_one_line(result, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("upweight.audit.demo.run_wine", lambda settings, progress: result)
+    monkeypatch.setattr("upweight.report.demo.run_wine", lambda settings, progress: result)
     cli.main(["demo", "wine", "--no-compare", "--out", str(tmp_path / "run")])
     (line,) = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("can these")
@@ -226,7 +226,7 @@ def test_option_reaches_the_settings(flag, wanted, monkeypatch, tmp_path):
         seen.append(settings.check)
         raise ValueError("far enough")
 
-    monkeypatch.setattr("upweight.audit.demo.run_wine", stop)
+    monkeypatch.setattr("upweight.report.demo.run_wine", stop)
     with pytest.raises(SystemExit):
         cli.main(["demo", "wine", "--out", str(tmp_path / "run"), *flag])
     assert seen == [wanted]

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 from test_report import Page
-from upweight.audit import cli, comparison_report, demo_report, plots
-from upweight.audit.comparison_report import blocks, findings, terminal_table
-from upweight.audit.demo import WineSettings, run_wine
-from upweight.audit.report import Figure, Paragraph, Report, Section, Table, render
 from upweight.comparison import Comparison, agreement
 from upweight.inverse import Certificate, IndefiniteCurvatureWarning
+from upweight.report import cli, comparison_report, demo_report, plots
+from upweight.report.comparison_report import blocks, findings, terminal_table
+from upweight.report.demo import WineSettings, run_wine
+from upweight.report.page import Figure, Paragraph, Report, Section, Table, render
 
 TITLE = "Do methods for large models agree?"
 METHODS = ["cg+nystroem", "lissa", "arnoldi", "nystroem", "ekfac", "cg+ekfac"]
@@ -146,7 +146,7 @@ def test_without_a_comparison_there_is_no_section(unanswered):
 
 
 def test_compare_false_computes_nothing(monkeypatch):
-    monkeypatch.setattr("upweight.audit.demo.compare", None)
+    monkeypatch.setattr("upweight.report.demo.compare", None)
     settings = WineSettings(epochs=1, curvature="ggn", compare=False, check=False)
     assert run_wine(settings, progress=False).comparison is None
 

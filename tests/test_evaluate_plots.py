@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from upweight.audit.evaluation_plots import (
+from upweight.evaluate import brittleness, detection, prediction_score, removal_curve
+from upweight.report.evaluation_plots import (
     plot_brittleness,
     plot_detection,
     plot_lds,
     plot_predicted_vs_actual,
     plot_removal,
 )
-from upweight.audit.plots import DIRECTION, draw
-from upweight.evaluate import brittleness, detection, prediction_score, removal_curve
+from upweight.report.plots import DIRECTION, draw
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(20, 4)) + 0.5

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
-from upweight.audit import plots
-from upweight.audit.plots import (
+from upweight.report import plots
+from upweight.report.plots import (
     DIRECTION,
     draw,
     plot_confusion,

@@ -19,8 +19,8 @@ from torch import nn
 import upweight as uw
 from cases import Case
 from reference import Reference
-from upweight.audit.demo import WineResult, WineSettings, run_wine
 from upweight.comparison import agreement
+from upweight.report.demo import WineResult, WineSettings, run_wine
 
 CORRUPTED = 10
 

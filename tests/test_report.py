@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from upweight.audit import plots
-from upweight.audit.report import (
+from upweight.report import plots
+from upweight.report.page import (
     Fact,
     Facts,
     Figure,

@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
 import upweight as uw
-from upweight.audit import plots
+from upweight.report import plots
 
 wine = uw.load_wine(seed=2)
 x, y = wine.train

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import upweight as uw
-from upweight.audit import plots
+from upweight.report import plots
 
 wine = uw.load_wine(seed=2)
 x, y = wine.train

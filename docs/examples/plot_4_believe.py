@@ -22,7 +22,7 @@ from torch import nn
 
 import upweight as uw
 from upweight import evaluate
-from upweight.audit import evaluation_plots as plots
+from upweight.report import evaluation_plots as plots
 
 digits = load_digits()
 x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)

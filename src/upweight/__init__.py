@@ -16,7 +16,7 @@ Where each formula lives:
 - ``evaluate``    scores against retraining: linear datamodeling score, detection, removal
 - ``stacked``     many small models trained at once
 - ``comparison``  methods side by side
-- ``audit``       plots, the report and the command line
+- ``report``      plots, the report and the command line
 """
 
 from __future__ import annotations

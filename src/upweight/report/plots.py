@@ -3,7 +3,8 @@
 A score is positive where the training row helps (up-weighting it lowers the test loss) and negative
 where it harms. The functions take plain arrays and draw on ``ax``, or on the current pyplot axes.
 
-Colours are those of :mod:`upweight.audit.style`. Text keeps matplotlib's own colour, so that a dark
+Colours are those of :mod:`upweight.report.style`. Text keeps matplotlib's own colour, so that a
+dark
 style works too.
 """
 
@@ -22,8 +23,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from upweight.audit.inputs import class_positions, finite_vector, row_mask, short_label
-from upweight.audit.style import (
+from upweight.report.inputs import class_positions, finite_vector, row_mask, short_label
+from upweight.report.style import (
     BLUE,
     DASHES,
     DIRECTION,
@@ -53,7 +54,7 @@ MAX_BINS = 60
 def report_style() -> Generator[None]:
     """Context with matplotlib's default settings, whatever the user's own configuration says.
 
-    A report must look the same on every machine, and :mod:`upweight.audit.report` recognises the
+    A report must look the same on every machine, and :mod:`upweight.report.page` recognises the
     default black as the colour of text, which it adapts to light and dark.
     """
     with matplotlib.rc_context():

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import matplotlib
 import matplotlib.figure
 
-from upweight.audit import plots
-from upweight.audit.style import BLUE, GREY, ORANGE, PURPLE, RED, TEAL
+from upweight.report import plots
+from upweight.report.style import BLUE, GREY, ORANGE, PURPLE, RED, TEAL
 
 __all__ = ["to_svg"]
 

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from upweight.audit.inputs import finite_vector, short_label
-from upweight.audit.style import (
+from upweight.evaluate import Detection, LinearDatamodelingScore
+from upweight.report.inputs import finite_vector, short_label
+from upweight.report.style import (
     BLUE,
     DASHES,
     DIRECTION,
@@ -26,7 +27,6 @@ from upweight.audit.style import (
     legend_above,
     tidy,
 )
-from upweight.evaluate import Detection, LinearDatamodelingScore
 
 __all__ = [
     "plot_brittleness",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from upweight.audit import check_report, comparison_report, plots
-from upweight.audit.demo_check import WineCheck
-from upweight.audit.report import (
+from upweight.report import check_report, comparison_report, plots
+from upweight.report.demo_check import WineCheck
+from upweight.report.page import (
     Block,
     Fact,
     Facts,
@@ -21,7 +21,7 @@ from upweight.audit.report import (
 )
 
 if TYPE_CHECKING:
-    from upweight.audit.demo import WineResult
+    from upweight.report.demo import WineResult
 
 TIMES = {1: "once", 2: "twice"}
 APART = 3.0  # times as large: dampings that are no longer called the same

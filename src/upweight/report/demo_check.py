@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from upweight.audit.demo_settings import WineSettings, make_model, training_options
 from upweight.damping import DampingChoice
 from upweight.datasets import Split, flip_labels
 from upweight.evaluate import (
@@ -27,6 +26,7 @@ from upweight.evaluate import (
 )
 from upweight.inverse import IndefiniteCurvatureWarning
 from upweight.methods import Influence
+from upweight.report.demo_settings import WineSettings, make_model, training_options
 from upweight.scores import Scores
 from upweight.stacked import Retraining
 from upweight.trust import Check

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
-from upweight.audit import plots
-from upweight.audit.inputs import row_mask, short_label
-from upweight.audit.report import Block, Figure, Format, Paragraph, Table
 from upweight.comparison import Comparison
+from upweight.report import plots
+from upweight.report.inputs import row_mask, short_label
+from upweight.report.page import Block, Figure, Format, Paragraph, Table
 
 __all__ = ["blocks", "findings", "terminal_table"]
 

@@ -18,13 +18,13 @@ from safetensors.torch import save as serialize
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
 
-from upweight.audit import demo_report, report
-from upweight.audit.demo_check import WineCheck, check_wine
-from upweight.audit.demo_settings import WineSettings, make_model, training_options
 from upweight.comparison import Comparison, compare
 from upweight.datasets import Split, flip_labels, load_wine
 from upweight.inverse import Certificate
 from upweight.methods import Influence
+from upweight.report import demo_report, page
+from upweight.report.demo_check import WineCheck, check_wine
+from upweight.report.demo_settings import WineSettings, make_model, training_options
 from upweight.scores import RowScores, Scores
 from upweight.stream import atomic_directory
 from upweight.training import History, train
@@ -232,7 +232,7 @@ def write_run(result: WineResult, path: str | os.PathLike[str], *, top: int = 20
         (folder / "model.safetensors").write_bytes(weights)
         text = json.dumps(result.certificate.to_dict(), indent=2)
         (folder / "certificate.json").write_text(text, encoding="utf-8")
-        report.write(demo_report.build(result, top), folder / "report.html")
+        page.write(demo_report.build(result, top), folder / "report.html")
     return final / "report.html"
 
 

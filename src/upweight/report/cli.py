@@ -67,7 +67,7 @@ def wine(
     quiet
         Print only the path of the report.
     """
-    from upweight.audit import demo as walk
+    from upweight.report import demo as walk
 
     if top < 1:
         raise ValueError(f"expected --top of at least 1; got {top}")
@@ -109,11 +109,11 @@ def _print_wine(result: Any, top: int) -> None:
     shown["flipped"] = shown["flipped"].map({True: "yes", False: "no"})
     print(shown.to_string(index=False, formatters={"mean_influence": "{:+.4f}".format}))
     if result.check is not None:
-        from upweight.audit.demo_check import in_a_line
+        from upweight.report.demo_check import in_a_line
 
         print(f"\ncan these scores be believed? {in_a_line(result.check)}")
     if result.comparison is not None:
-        from upweight.audit.comparison_report import terminal_table
+        from upweight.report.comparison_report import terminal_table
 
         print("\nmean influence by other methods, against the direct one:")
         print(terminal_table(result.comparison))

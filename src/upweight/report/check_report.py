@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from upweight.audit import evaluation_plots, plots
-from upweight.audit.report import Block, Figure, Table
-from upweight.audit.style import DIRECTION
+from upweight.report import evaluation_plots, plots
+from upweight.report.page import Block, Figure, Table
+from upweight.report.style import DIRECTION
 from upweight.trust import Check
 
 __all__ = ["blocks", "effects", "told_of_damping"]

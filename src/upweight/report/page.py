@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from upweight.audit.svg import to_svg
+from upweight.report.svg import to_svg
 
 __all__ = [
     "Block",
@@ -76,7 +76,7 @@ class Facts:
 class Figure:
     """A matplotlib figure, shown as an image that follows the light or dark theme of the reader.
 
-    Black, white and the colours of :mod:`upweight.audit.plots` are adapted, all others stay.
+    Black, white and the colours of :mod:`upweight.report.plots` are adapted, all others stay.
     ``alt`` says in words what there is to see; the caption stands in for it.
     """
 

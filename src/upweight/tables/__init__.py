@@ -1,0 +1,21 @@
+"""Tables of any kind: from a file to numbers, with a word on what was made of every column."""
+
+from upweight.tables.columns import Column, Kind, plan_columns
+from upweight.tables.features import Features, prepare
+from upweight.tables.reading import Source, Table, TableError, read_table
+from upweight.tables.target import Target, Task, read_target
+
+__all__ = [
+    "Column",
+    "Features",
+    "Kind",
+    "Source",
+    "Table",
+    "TableError",
+    "Target",
+    "Task",
+    "plan_columns",
+    "prepare",
+    "read_table",
+    "read_target",
+]

@@ -1,0 +1,1 @@
+"""Values of training rows from index sets and numbers alone."""

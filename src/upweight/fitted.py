@@ -91,10 +91,17 @@ class Fitted:
             inverse.budget = sys.maxsize if budget is None else budget
         return inverse
 
+    def copied(self, damping: Damping | None = None) -> Fitted:
+        """The same, with another λ if given. What it does leaves no trace in this one.
+
+        Other test rows may be another start, and every solve goes into a certificate.
+        """
+        damping = self.damping if damping is None else damping
+        return replace(self, prepared=copy.copy(self.prepared), damping=damping, inverse=None)
+
     def measure(self, test: EmpiricalRisk, budget: int | None) -> Certificate:
         """A certificate of the gradients of these rows alone."""
-        # a copy: these rows may be another start, which must not become that of later scores
-        other = replace(self, prepared=copy.copy(self.prepared), inverse=None)
+        other = self.copied()
         inverse = other.ready(test, budget)
         for _, gradients in gathered_gradients(test):
             _ = inverse @ gradients.T

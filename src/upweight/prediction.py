@@ -17,8 +17,7 @@ Letters: n training rows, m test rows, p parameters, G groups, S the rows that r
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
@@ -166,7 +165,7 @@ def predict_removal(
     """
     before = test.losses().to("cpu", torch.float64)
     damping = cast(float, fitted.damping)
-    own = replace(fitted, prepared=copy.copy(fitted.prepared), inverse=None)
+    own = fitted.copied()
     inverse = own.ready(test, certify if order == "first" else 0)
     certificate = own.certificate()
     if order == "newton":

@@ -18,7 +18,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from upweight.evaluate import Retrained, noise_ceiling
-from upweight.fitted import Fitted
 from upweight.fitting import Fitting
 from upweight.influence import mean_influence
 from upweight.inverse.spectrum import lowest_eigenvalue, mean_eigenvalue, top_eigenvalue
@@ -69,7 +68,7 @@ def at_a_minimum(influence: Fitting) -> Finding:
     # at the minimum of L + w/2 ‖θ‖² the gradient is −wθ
     decay = max(0.0, -float(gradient @ theta) / max(float(theta @ theta), TINY))
     rest = gradient + decay * theta
-    inverse = _own(influence).ready(None, 0)
+    inverse = influence.fitted_with(one_damping(influence.damping)).ready(None, 0)
     # a Newton step from θ lowers the quadratic model by ½ gᵀ(C + λI)⁻¹g
     gain = 0.5 * float(rest @ (inverse @ rest).to(rest))
     # of its size: a log-likelihood may be below 0
@@ -193,7 +192,7 @@ def far_enough(influence: Fitting, test: EmpiricalRisk) -> Finding:
     sizes = [max(1, round(share * n)) for share in SHARES]
     for group, size in zip(dropped, np.repeat(sizes, GROUPS), strict=True):
         group[torch.randperm(n, generator=generator)[:size]] = True
-    prediction = predict(influence, test, dropped)
+    prediction = predict(influence, test, dropped, one_damping(influence.damping))
     changes = prediction.change.split(GROUPS)
     sums = (prediction.first_order - prediction.before).split(GROUPS)
     bends = prediction.nonlinearity.split(GROUPS)
@@ -285,17 +284,12 @@ def predict(
     influence: Fitting,
     test: EmpiricalRisk,
     dropped: Tensor,
-    damping: float | None = None,
+    damping: float,
     order: Order = "newton",
 ) -> Prediction:
     """What becomes of the test rows without each group (G, n), at this λ."""
-    fitted = _own(influence, damping)
+    fitted = influence.fitted_with(damping)
     return predict_removal(fitted, test, dropped, pd.RangeIndex(len(dropped)), order=order)
-
-
-def _own(influence: Fitting, damping: float | None = None) -> Fitted:
-    """What was fitted, as a copy: what is solved here does not go into its certificate."""
-    return influence.fitted_with(one_damping(influence.damping) if damping is None else damping)
 
 
 def _mean_scores(influence: Fitting, test: EmpiricalRisk, damping: float) -> np.ndarray:

@@ -36,8 +36,7 @@ from upweight.inverse import (
     conjugate_gradients,
 )
 from upweight.inverse.approximate import as_preconditioner
-from upweight.inverse.certificate import warn_of_residuals
-from upweight.inverse.cg import ROUND_OFF, SLACK, Solved
+from upweight.inverse.cg import write_solve
 from upweight.operator import LinearOperator
 from upweight.risk import EmpiricalRisk
 
@@ -59,6 +58,7 @@ STEP_BYTES = 2**30
 # 1e6), with and without a preconditioner: far less than the quadratic model is.
 RTOL = 1e-4
 MAX_STEPS = 1000
+ADVICE = "Choose a larger damping, or method='direct'"
 
 
 @dataclass(frozen=True, repr=False)
@@ -282,27 +282,8 @@ def removal_steps(
     )
     if certificate is not None:
         certificate.products += remaining.products
-        _tell(certificate, solved, rtol, remaining.dtype)
+        write_solve(certificate, solved, rtol, remaining.dtype, ADVICE)
     return solved.solution
-
-
-def _tell(certificate: Certificate, solved: Solved, rtol: float, dtype: torch.dtype) -> None:
-    """Write a solve into a certificate, and warn of what is above the tolerance."""
-    certificate.add(solved.residuals.cpu())
-    certificate.steps = max(certificate.steps or 0, int(solved.steps.max()))
-    certificate.facts["tolerance"] = f"{rtol:.0e}"
-    unsolved = solved.residuals > SLACK * rtol
-    if not bool(unsolved.any()):
-        certificate.converged = certificate.converged is not False
-        return
-    certificate.converged = False
-    if bool(solved.limited[unsolved].all()):
-        certificate.note(f"round-off in {str(dtype)[6:]} limits the residual")
-        why = f"round-off in {str(dtype)[6:]} allows no less. Use a model in float64"
-        warn_of_residuals(solved.residuals, ROUND_OFF * rtol, why)
-    else:
-        why = f"{MAX_STEPS} steps were not enough. Choose a larger damping, or method='direct'"
-        warn_of_residuals(solved.residuals, rtol, why)
 
 
 def preconditioner_of(fitted: Fitted, damping: float) -> LinearOperator | None:

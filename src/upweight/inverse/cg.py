@@ -32,7 +32,7 @@ from upweight.inverse.certificate import (
 )
 from upweight.operator import Identity, LinearOperator, wide
 
-__all__ = ["CGFactors", "CGInverse", "Solved", "conjugate_gradients"]
+__all__ = ["CGFactors", "CGInverse", "Solved", "conjugate_gradients", "write_solve"]
 
 # What a verified residual may exceed the tolerance by, before the column goes on.
 SLACK = 1.5
@@ -250,31 +250,45 @@ class CGInverse(LinearOperator):
             start=factors.recall(columns),
         )
         factors.remember(columns, solved.solution)
-        certificate.add(solved.residuals)
         certificate.products = products_spent(factors.operator)
-        certificate.steps = max(certificate.steps or 0, int(solved.steps.max()))
-        certificate.facts["tolerance"] = f"{rtol:.0e}"
-        self._tell(solved, rtol)
+        advice = "Choose a preconditioner, a larger damping or more steps"
+        write_solve(certificate, solved, rtol, factors.operator.dtype, advice)
         return solved.solution
 
-    def _tell(self, solved: Solved, rtol: float) -> None:
-        """Note and warn of right-hand sides above the tolerance."""
-        unsolved = solved.residuals > SLACK * rtol
-        if not bool(unsolved.any()):
-            return
-        self.certificate.converged = False
-        kind = str(self._factors.operator.dtype)[6:]
-        if bool(solved.limited[unsolved].all()):
-            self.certificate.note(f"round-off in {kind} limits the residual")
-            why = f"round-off in {kind} allows no less. Use a model in float64"
-            # where it is not far above, the note is enough
-            warn_of_residuals(solved.residuals, ROUND_OFF * rtol, why)
-        else:
-            why = (
-                f"{self._factors.max_steps} steps were not enough. Choose a preconditioner, a "
-                "larger damping or more steps"
-            )
-            warn_of_residuals(solved.residuals, rtol, why)
+
+def write_solve(
+    certificate: Certificate, solved: Solved, rtol: float, dtype: torch.dtype, advice: str
+) -> None:
+    """Write a solve into a certificate, and warn of what is above the tolerance.
+
+    Parameters
+    ----------
+    certificate, solved
+        Where to, and of what.
+    rtol
+        The tolerance.
+    dtype
+        Of the products, whose round-off may have limited the residual.
+    advice
+        What to do where the steps were not enough.
+    """
+    certificate.add(solved.residuals.cpu())
+    certificate.steps = max(certificate.steps or 0, int(solved.steps.max()))
+    certificate.facts["tolerance"] = f"{rtol:.0e}"
+    unsolved = solved.residuals > SLACK * rtol
+    if not bool(unsolved.any()):
+        certificate.converged = certificate.converged is not False
+        return
+    certificate.converged = False
+    if bool(solved.limited[unsolved].all()):
+        kind = str(dtype)[6:]
+        certificate.note(f"round-off in {kind} limits the residual")
+        why = f"round-off in {kind} allows no less. Use a model in float64"
+        # where it is not far above, the note is enough
+        warn_of_residuals(solved.residuals, ROUND_OFF * rtol, why)
+    else:
+        why = f"{int(solved.steps.max())} steps were not enough. {advice}"
+        warn_of_residuals(solved.residuals, rtol, why)
 
 
 class CGFactors:

@@ -173,15 +173,13 @@ def is_linear(risk: EmpiricalRisk) -> bool:
         generator = torch.Generator().manual_seed(0)
         step = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
         step *= torch.linalg.vector_norm(flat).clamp(min=1.0) / torch.linalg.vector_norm(step)
-        moved = model.unflatten(step[None])
         batch = next(risk.chunks()).batch
 
         def output(parameters: Any) -> Tensor:
             return model(parameters, batch)
 
-        linear = risk.autodiff.pushforward(output, theta, moved)[0]
-        ends = output({name: value + moved[name][0] for name, value in theta.items()})
-        rest = torch.linalg.vector_norm(ends - output(theta) - linear)
+        linear = risk.autodiff.pushforward(output, theta, model.unflatten(step[None]))[0]
+        rest = torch.linalg.vector_norm(output(model.moved(step)) - output(theta) - linear)
         return float(rest) <= LINEAR * float(torch.linalg.vector_norm(linear))
 
 
@@ -271,7 +269,7 @@ class _Search:
             return math.inf
         losses = torch.cat(
             [
-                _losses_at(self.train, fold, step)
+                losses_at(_of_rows(self.train, fold), step)
                 for fold, step in zip(self.folds, self.steps.T, strict=True)
             ]
         )
@@ -369,6 +367,5 @@ def _standard_error(losses: Tensor) -> float:
     return float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
 
 
-def _losses_at(risk: EmpiricalRisk, rows: Tensor, step: Tensor) -> Tensor:
-    own = risk.with_rows(risk.rows.subset(rows.tolist()))
-    return losses_at(own, step).to("cpu", torch.float64)
+def _of_rows(risk: EmpiricalRisk, rows: Tensor) -> EmpiricalRisk:
+    return risk.with_rows(risk.rows.subset(rows.tolist()))

@@ -133,6 +133,11 @@ class FunctionalModel:
             )
         }
 
+    def moved(self, step: Tensor) -> Parameters:
+        """θ + step by name, for a flat step (p,)."""
+        steps = self.unflatten(step[None])  # a scalar parameter has no shape to split off
+        return {name: value + steps[name][0] for name, value in self.parameters().items()}
+
     @contextmanager
     def evaluating(self) -> Generator[None]:
         """Evaluation mode and operations that can be differentiated twice; the state comes back."""

@@ -190,9 +190,7 @@ def predict_removal(
             certificate=certificate,
         )
         linear.append(test.matmul(steps).T.to("cpu", torch.float64))
-        after.append(
-            torch.stack([losses_at(test, step) for step in steps.T]).to("cpu", torch.float64)
-        )
+        after.append(torch.stack([losses_at(test, step) for step in steps.T]))
     first_order = torch.cat(first)
     bends = torch.full((len(dropped),), torch.nan, dtype=torch.float64)
     ends = before + first_order
@@ -300,10 +298,8 @@ def preconditioner_of(fitted: Fitted, damping: float) -> LinearOperator | None:
 
 
 def losses_at(test: EmpiricalRisk, step: Tensor) -> Tensor:
-    """The test losses at θ + δ, (m,)."""
-    model = test.model
-    with model.evaluating(), torch.no_grad():
-        theta = model.parameters()
-        moved = model.unflatten(step[None].to(test.dtype))
-        at = {name: value + moved[name][0].to(value.dtype) for name, value in theta.items()}
-        return torch.cat([test.batch_losses(at, chunk.batch) for chunk in test.chunks()])
+    """The test losses at θ + δ, (m,), in float64 on the CPU."""
+    with test.model.evaluating(), torch.no_grad():
+        at = test.model.moved(step)
+        losses = torch.cat([test.batch_losses(at, chunk.batch) for chunk in test.chunks()])
+    return losses.to("cpu", torch.float64)

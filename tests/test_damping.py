@@ -278,6 +278,24 @@ def test_a_network_gets_no_less_than_the_mean_eigenvalue() -> None:
     assert not is_linear(influence.training)
 
 
+def test_linearity_is_decided_once_and_before_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(what: str, answer: object) -> object:
+        asked.append(what)
+        return answer
+
+    monkeypatch.setattr(upweight.damping, "is_linear", lambda risk: noted("linear", True))
+    monkeypatch.setattr(upweight.damping, "mean_eigenvalue", lambda c: noted("mean", 1.0))
+    record = uw.TrainingRecord(1000, 0.1)
+    assert fitted(HELD_OUT, record=record).damping == record.damping
+    assert asked == ["linear"]
+    fitted(HELD_OUT)
+    assert asked == ["linear"] * 2
+    assert fitted().damping == SCALE
+    assert asked == ["linear", "linear", "mean"]
+
+
 # --- by the record and by scale
 # -------------------------------------------------------------------------------
 

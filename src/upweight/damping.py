@@ -122,16 +122,24 @@ def choose_damping(
         why = f"between blocks the curvature is taken as zero, so that its own scale counts; {why}"
         return DampingChoice(value, "scale", why)
     recorded = None if record is None else DampingChoice(record.damping, "record", record.why)
-    if recorded is not None and (held_out is None or is_linear(train)):
-        return _above_the_mean(curvature, train, recorded)
-    why_not = ""
-    if held_out is not None:
+    if recorded is None and held_out is None:
+        return _unknown(curvature)
+    linear = is_linear(train)
+    choice, why_not = recorded, ""
+    if held_out is not None and (recorded is None or not linear):
         found = by_held_out(curvature, train, held_out, seed=seed)
-        if isinstance(found, DampingChoice):
-            return _above_the_mean(curvature, train, _larger(found, recorded))
-        why_not = f"{found}; "
-    if recorded is not None:
-        return _above_the_mean(curvature, train, replace(recorded, why=why_not + recorded.why))
+        if isinstance(found, str):
+            why_not = f"{found}; "
+        else:
+            choice = _larger(found, recorded)
+    if choice is None:
+        return _unknown(curvature, why_not)
+    choice = replace(choice, why=why_not + choice.why)
+    return choice if linear else _above_the_mean(curvature, choice)
+
+
+def _unknown(curvature: LinearOperator, why_not: str = "") -> DampingChoice:
+    """λ by the scale of the curvature, where neither held-out rows nor a record tell."""
     value, why = _by_scale(curvature, SCALE)
     why += ". Held-out rows, fit(train, held_out=…), or a TrainingRecord tell more"
     return DampingChoice(value, "scale", why_not + why)
@@ -145,17 +153,15 @@ def _larger(found: DampingChoice, recorded: DampingChoice | None) -> DampingChoi
     return replace(one, why=f"{one.why}. The {other.how} alone says {other.value:.3g}")
 
 
-def _above_the_mean(
-    curvature: LinearOperator, train: EmpiricalRisk, choice: DampingChoice
-) -> DampingChoice:
-    """The choice, or the mean eigenvalue where that is larger and the model is not linear in θ.
+def _above_the_mean(curvature: LinearOperator, choice: DampingChoice) -> DampingChoice:
+    """The choice for a network, or the mean eigenvalue where that is larger.
 
     A smaller λ allows steps that leave the region where a network is near its linearisation. Over
     the settings of benchmarks/damping.py the larger of the two was near the best of all λ; a model
     that is linear in θ has no such region, and for it the choice itself was.
     """
     floor = SCALE * mean_eigenvalue(curvature)
-    if floor <= choice.value or is_linear(train):
+    if floor <= choice.value:
         return choice
     why = (
         f"the mean eigenvalue of the curvature, because {choice.value:.3g}, by {choice.how}, is "

@@ -44,7 +44,7 @@ FOLDED_ROWS = 4000
 LOWEST, HIGHEST, WITHIN = 1e-7, 1e4, 1.15
 RTOL = 1e-3
 # The share of the mean eigenvalue that is taken where nothing else is known, and for blocks, as
-# measured in benchmarks/damping.py: there the best was 0.5 to 5, and 0.05 to 0.5 by EK-FAC.
+# measured in benchmarks/damping.py: there the best was 0.5 to 5, and 0.05 to 2 by EK-FAC.
 SCALE, BLOCK_SCALE = 1.0, 0.1
 # What round-off leaves of a linear model's deviation from its own derivative.
 LINEAR = 1e-3
@@ -66,9 +66,11 @@ class DampingChoice:
         In words.
     low, high
         Where the two losses of ``"held-out"`` differ by one standard error of their difference, by
-        interpolation; None otherwise, or where the search did not get there.
+        interpolation; kept where the mean eigenvalue takes the place of the λ between them. None
+        otherwise, or where the search did not get there.
     tried
-        Of ``"held-out"``: every λ tried, with the predicted loss and its standard error.
+        Of ``"held-out"``, and kept like them: every λ tried, with the predicted loss and its
+        standard error.
     """
 
     value: float

@@ -13,6 +13,7 @@ from upweight.report import evaluation_plots, plots
 from upweight.report.page import Block, Figure, Table
 from upweight.report.style import DIRECTION
 from upweight.trust import Check
+from upweight.trust.questions import slope_of
 
 __all__ = ["blocks", "effects", "told_of_damping"]
 
@@ -134,15 +135,6 @@ def told_of_damping(found: Check) -> str:
     by_size, size = _told_of_size(slope)
     verdict = _verdict(by_order, by_size)
     return f"λ = {here['damping']:.3g} is {verdict}: {size}, and {order}."
-
-
-def slope_of(predicted: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
-    """The slope of actual on predicted effects through 0; NaN where predictions do not vary."""
-    x, y = np.ravel(predicted), np.ravel(actual)
-    there = np.isfinite(x) & np.isfinite(y)
-    x, y = x[there], y[there]
-    size = float(x @ x)
-    return float(x @ y) / size if size > 0 else float("nan")
 
 
 def _about_the_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

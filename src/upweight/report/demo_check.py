@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from upweight.report.demo_settings import WineSettings, make_model, training_opt
 from upweight.scores import Scores
 from upweight.stacked import Retraining
 from upweight.trust import Check
+from upweight.trust.questions import slope_of
 
 __all__ = ["WineCheck", "check_wine", "in_a_line"]
 
@@ -290,10 +290,6 @@ def _against_retraining(
     found: dict[str, float] = {}
     for name, values in pairs.items():
         found[name] = prediction_score(values, actual[there], bootstrap=0).value
-        found[f"{name}_slope"] = _slope(values, actual[there])
+        about = values - values.mean(0), actual[there] - actual[there].mean(0)
+        found[f"{name}_slope"] = slope_of(*about)
     return found
-
-
-def _slope(predicted: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
-    x, y = predicted - predicted.mean(0), actual - actual.mean(0)
-    return float((x * y).sum() / (x * x).sum())

@@ -223,7 +223,8 @@ def against_retraining(
     predicted = prediction.after.numpy()
     fine = np.isfinite(predicted).all(0)
     effect, guess = (v[:, fine] - v[:, fine].mean(0) for v in (actual, predicted))
-    slope, low, high = _slope(guess, effect)
+    slope = float(np.nan_to_num(slope_of(guess, effect)))
+    low, high = _slope_interval(guess, effect)
     here = dampings.loc[dampings["factor"] == 1.0].iloc[0]
     step = f"{here['newton']:.2f}" if prediction.order == "newton" else "none"
     told = (
@@ -292,6 +293,14 @@ def predict(
     return predict_removal(fitted, test, dropped, pd.RangeIndex(len(dropped)), order=order)
 
 
+def slope_of(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """The slope of actual on predicted effects through 0; NaN where predictions do not vary."""
+    there = np.isfinite(predicted) & np.isfinite(actual)
+    x, y = predicted[there], actual[there]
+    size = float(x @ x)
+    return float(x @ y) / size if size > 0 else float("nan")
+
+
 def _mean_scores(influence: Fitting, test: EmpiricalRisk, damping: float) -> np.ndarray:
     fitted = influence.fitted_with(damping)
     inverse = fitted.ready(test, 0)
@@ -320,10 +329,13 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def _slope(x: np.ndarray, y: np.ndarray, draws: int = 500) -> tuple[float, float, float]:
-    """The slope of y on x through 0, and its 95 % interval by a bootstrap over subsets (S, m)."""
-    products, squares = (x * y).sum(1), (x * x).sum(1)  # (S,)
-    picked = np.random.default_rng(0).integers(len(x), size=(draws, len(x)))
-    slopes = products[picked].sum(1) / np.maximum(squares[picked].sum(1), 1e-300)
+def _slope_interval(
+    predicted: np.ndarray, actual: np.ndarray, draws: int = 500
+) -> tuple[float, float]:
+    """95 % of `slope_of`, by a bootstrap over the groups (G, m)."""
+    count = len(predicted)
+    products, squares = (predicted * actual).sum(1), (predicted**2).sum(1)  # (G,)
+    picked = np.random.default_rng(0).integers(count, size=(draws, count))
+    slopes = products[picked].sum(1) / np.maximum(squares[picked].sum(1), TINY)
     low, high = np.quantile(slopes, [0.025, 0.975])
-    return float(products.sum() / max(squares.sum(), 1e-300)), float(low), float(high)
+    return float(low), float(high)

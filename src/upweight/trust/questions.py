@@ -91,10 +91,11 @@ def same_every_time(influence: Fitting) -> Finding:
     risk = influence.training
     fresh = risk.with_rows(risk.rows)
     same = torch.equal(fresh.losses(), risk.with_rows(risk.rows).losses())
-    notes = f"; {'; '.join(risk.notes)}" if risk.notes else ""
+    reduction = risk.row_loss.reduction
+    given = "it is" if reduction == "none" else f"its {reduction}"
     return Finding(
         "loss",
-        f"one per row, given as its {risk.row_loss.reduction}{notes}".replace("its none", "it is"),
+        "; ".join([f"one per row, given as {given}", *risk.notes]),
         "good" if same else "poor",
         "the loss of every row is the same each time"
         if same

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sides import Entry, group, measure, summary
+from sides import Entry, group, measure, show, summary
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler
@@ -207,26 +207,6 @@ def dataset(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], dic
     }, of
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """Print a line for each method, the best first."""
-    print(f"\n{name}, {found['seeds']} seeds; by loss alone {found['loss']['auc']:.3f}")
-    print(f"{'':34}{'AUC':>7}{'range':>17}{'at':>16}{'default':>9}{'self':>7}{'s':>8}{'MiB':>8}")
-    table = found["methods"]
-    for line in sorted(table, key=lambda line: -line.get("best", {"auc": -1})["auc"]):
-        label = f"{line['library']:12}{line['method']:22}"
-        if "best" not in line:
-            print(f"{label}no answer: {line['error'][:80]}")
-            continue
-        best = line["best"]
-        low, high = best["auc_range"]
-        at = "~".join(filter(None, (best["damping"], best["variant"])))
-        default = f"{line['default']['auc']:.3f}" if "default" in line else "-"
-        print(
-            f"{label}{best['auc']:7.3f}   {low:6.3f} … {high:.3f}{at:>16}{default:>9}"
-            f"{best['auc_self']:7.3f}{best['first_s']:8.2f}{best['peak_mb']:8.0f}"
-        )
-
-
 def main() -> None:
     """Train, measure, judge, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -246,8 +226,10 @@ def main() -> None:
     result: dict[str, Any] = {**stamp(), "flipped": FLIPPED, "data": {}}
     for name in DATA:
         if name != "mnist" or options.mnist:
-            result["data"][name], result["versions"] = dataset(name, options)
-            show(name, result["data"][name])
+            found, result["versions"] = dataset(name, options)
+            result["data"][name] = found
+            title = f"{name}, {found['seeds']} seeds; by loss alone {found['loss']['auc']:.3f}"
+            show(title, found["methods"], "auc", "auc_range", also="auc_self")
     names = ("seeds", "dampings", "repeat", "budget", "grid_budget", "timeout")
     result["settings"] = {key: getattr(options, key) for key in names}
     if not options.quick:

@@ -137,3 +137,27 @@ def summary(lines: list[dict[str, Any]], quality: str) -> dict[str, Any]:
     if standard and quality in standard[0]:
         result["default"] = standard[0]
     return result
+
+
+def show(
+    title: str, table: list[dict[str, Any]], quality: str, spread: str, also: str | None = None
+) -> None:
+    """Print a line for each method, the best first: its figure, the ends of that, and another."""
+    extra = f"{also:>10}" if also else ""
+    print(
+        f"\n{title}\n{'':34}{quality:>7}{spread:>17}{'at':>16}{'default':>9}{extra}{'s':>8}{'MiB':>8}"
+    )
+    for line in sorted(table, key=lambda line: -line.get("best", {quality: -1})[quality]):
+        name = f"{line['library']:12}{line['method']:22}"
+        if "best" not in line:
+            print(f"{name}no answer: {line['error'][:80]}")
+            continue
+        best = line["best"]
+        low, high = best[spread]
+        at = "~".join(filter(None, (best["damping"], best["variant"])))
+        default = f"{line['default'][quality]:.3f}" if "default" in line else "-"
+        extra = f"{best[also]:10.3f}" if also else ""
+        print(
+            f"{name}{best[quality]:7.3f}   {low:6.3f} … {high:.3f}{at:>16}{default:>9}{extra}"
+            f"{best['first_s']:8.2f}{best['peak_mb']:8.0f}"
+        )

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sides import Entry, group, measure, summary
+from sides import Entry, group, measure, show, summary
 from tables import HERE, RESULTS, need_peers, stamp, write
 
 # `tables` has put the folder of peers on the path
@@ -134,26 +134,6 @@ def judge(truth: Truth, entries: list[Entry], bootstrap: int) -> dict[str, Any]:
     return result
 
 
-def show(title: str, table: list[dict[str, Any]]) -> None:
-    """Print a line for each method, the truest first."""
-    print(
-        f"\n{title}\n{'':34}{'best':>7}{'interval':>17}{'at':>16}{'default':>9}{'s':>8}{'MiB':>8}"
-    )
-    for line in sorted(table, key=lambda line: -line.get("best", {"lds": -1})["lds"]):
-        name = f"{line['library']:12}{line['method']:22}"
-        if "best" not in line:
-            print(f"{name}no answer: {line['error'][:80]}")
-            continue
-        best = line["best"]
-        low, high = best["interval"]
-        at = "~".join(filter(None, (best["damping"], best["variant"])))
-        default = f"{line['default']['lds']:.3f}" if "default" in line else "-"
-        print(
-            f"{name}{best['lds']:7.3f}   {low:6.3f} … {high:.3f}{at:>16}{default:>9}"
-            f"{best['first_s']:8.2f}{best['peak_mb']:8.0f}"
-        )
-
-
 def main() -> None:
     """Measure, judge, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -188,7 +168,7 @@ def main() -> None:
             {"library": library, "method": method, **judge(truth, entries, options.bootstrap)}
             for (library, method), entries in group(found).items()
         ]
-        show(truth.title, table)
+        show(truth.title, table, "lds", "interval")
         problem = truth.problem
         result["problems"][name] = {
             "title": truth.title,

@@ -64,6 +64,13 @@ class Problem:
         """The damping as a keyword argument of that name; none where the default is wanted."""
         return {} if self.damping is None else {name: self.damping * scale}
 
+    def ensembles(self, name: str) -> dict[str, tuple[State, ...]]:
+        """By name: the weights of the model, and those of all models with their number."""
+        found = {name: (self.state,)}
+        if self.models:
+            found[f"{name}-{len(self.models)}"] = self.models
+        return found
+
 
 def _floats(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32))

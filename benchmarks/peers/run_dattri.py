@@ -187,12 +187,9 @@ def _trak_methods(problem: Problem) -> dict[str, Method]:
         run = partial(fit, list(states), dimension, ridge)
         return Method(run, scores, {"proj_dim": dimension, "models": len(states), **ridge})
 
-    ensembles = {"trak": (problem.state,)}
-    if problem.models:
-        ensembles[f"trak-{len(problem.models)}"] = problem.models
     return {
         f"{name}~{dimension}": method(states, dimension)
-        for name, states in ensembles.items()
+        for name, states in problem.ensembles("trak").items()
         for dimension in TRAK_DIMENSIONS
     }
 

@@ -63,12 +63,9 @@ def make_methods(problem: Problem, batch_size: int) -> dict[str, Method]:
         settings = {"proj_dim": dimension, "models": len(states), "use_half_precision": False}
         return Method(partial(fit, states, dimension), scores, settings | ridge)
 
-    ensembles = {"trak": (problem.state,)}
-    if problem.models:
-        ensembles[f"trak-{len(problem.models)}"] = problem.models
     return {
         f"{name}~{dimension}": method(states, dimension)
-        for name, states in ensembles.items()
+        for name, states in problem.ensembles("trak").items()
         for dimension in DIMENSIONS
     }
 

@@ -48,6 +48,10 @@ class Truth:
         )
         return net
 
+    def models(self, prefix: str) -> list[nn.Module]:
+        """All of those that were kept under this name."""
+        return [self.model(prefix, at) for at in range(len(self.data[f"{prefix}/0.weight"]))]
+
     def lds(self, scores: object) -> float:
         """Of scores (m, n), positive where a row helps."""
         return lds(np.asarray(scores), self.masks, self.data["margin"], bootstrap=0).value

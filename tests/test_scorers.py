@@ -19,13 +19,12 @@ from torch.func import functional_call, grad, vmap
 import upweight as uw
 from cases import Case, make
 from reference import Reference
-from upweight.evaluate import lds
+from retrained import Truth, needed, truth
 from upweight.margins import margin, negative_margin
 from upweight.scorers import ensemble, grad_cos, grad_dot, relatif, tracin, trak
 from upweight.scorers import projection as projections
 from upweight.scorers.projection import RandomProjection
 
-DATA = Path(__file__).parents[1] / "benchmarks" / "data" / "digits_mlp_truth.npz"
 CLASSIFIERS = ["mlp", "one_logit", "conv2d", "frozen_layer", "tied_weights", "dict_batches"]
 
 
@@ -649,54 +648,24 @@ def test_members_must_be_of_the_same_rows() -> None:
 
 # --- truth: retraining on random halves of the digits ---------------------------------------------
 
-digits = pytest.mark.skipif(not DATA.is_file(), reason=f"no {DATA}")
-
-
-class Digits:
-    """The network of 4,810 parameters, and how true scores are."""
-
-    def __init__(self) -> None:
-        self.data = np.load(DATA)
-        self.train = self.tensors("X", "y")
-        self.test = self.tensors("Xt", "yt")
-
-    def tensors(self, *names: str) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(self.data[name]) for name in names)
-
-    def states(self, group: str) -> list[dict[str, Tensor]]:
-        names = [name for name in self.data if name.startswith(f"{group}/")]
-        found = {name.split("/")[1]: torch.from_numpy(self.data[name]) for name in names}
-        if group == "base":
-            return [found]
-        return [{name: value[i] for name, value in found.items()} for i in range(10)]
-
-    def model(self, state: dict[str, Tensor]) -> nn.Module:
-        model = uw.MLP([64, 64, 10])
-        model.load_state_dict(state)
-        return model
-
-    def truth(self, scores: uw.Scores) -> float:
-        found = lds(scores.values.numpy(), self.data["masks"], self.data["margin"])
-        return found.value
-
 
 @pytest.fixture(scope="module")
-def mlp_digits() -> Digits:
-    return Digits()
+def digits() -> Truth:
+    """The network of 4,810 parameters, and how true scores are."""
+    return truth("mlp")
 
 
-@digits
-def test_gradient_scores_are_as_true_as_those_of_peers(mlp_digits: Digits) -> None:
-    d = mlp_digits
-    given = d.model(d.states("base")[0]), F.cross_entropy, d.train, d.test
-    assert d.truth(grad_dot(*given)) > 0.291 - 0.01
-    assert d.truth(grad_cos(*given)) > 0.228 - 0.01
-    rates = d.data["ckpt_lr"]
-    scores = tracin(*given, checkpoints=d.states("ckpt"), learning_rates=rates)
-    assert d.truth(scores) > 0.297 - 0.01
+@needed
+def test_gradient_scores_are_as_true_as_those_of_peers(digits: Truth) -> None:
+    given = digits.model(), F.cross_entropy, digits.train, digits.test
+    assert digits.lds(grad_dot(*given)) > 0.291 - 0.01
+    assert digits.lds(grad_cos(*given)) > 0.228 - 0.01
+    rates = digits.data["ckpt_lr"]
+    scores = tracin(*given, checkpoints=digits.models("ckpt"), learning_rates=rates)
+    assert digits.lds(scores) > 0.297 - 0.01
 
 
-@digits
+@needed
 @pytest.mark.parametrize(
     ("options", "one", "ten"),
     [
@@ -706,36 +675,34 @@ def test_gradient_scores_are_as_true_as_those_of_peers(mlp_digits: Digits) -> No
     ],
 )
 def test_trak_is_at_least_as_true_as_the_authors(
-    mlp_digits: Digits, options: dict[str, object], one: float, ten: float
+    digits: Truth, options: dict[str, object], one: float, ten: float
 ) -> None:
     """Theirs: 0.371 for one model, 0.660 for ten, with the best of their dimensions."""
-    d = mlp_digits
-    given = F.cross_entropy, d.train, d.test
-    base = d.model(d.states("base")[0])
-    assert d.truth(trak(base, *given, **options)) > one
-    many = trak(base, *given, checkpoints=d.states("full"), **options)
-    assert d.truth(many) > ten
+    given = F.cross_entropy, digits.train, digits.test
+    base = digits.model()
+    assert digits.lds(trak(base, *given, **options)) > one
+    many = trak(base, *given, checkpoints=digits.models("full"), **options)
+    assert digits.lds(many) > ten
 
 
-@digits
+@needed
 @pytest.mark.slow
-def test_trak_draws_little_from_its_seed(mlp_digits: Digits) -> None:
-    d = mlp_digits
-    given = d.model(d.states("base")[0]), F.cross_entropy, d.train, d.test
-    weights = d.states("full")
+def test_trak_draws_little_from_its_seed(digits: Truth) -> None:
+    given = digits.model(), F.cross_entropy, digits.train, digits.test
+    weights = digits.models("full")
     for seed in range(1, 6):
         paper = trak(*given, checkpoints=weights, projection_dim=128, seed=seed)
-        assert d.truth(paper) > 0.64
+        assert digits.lds(paper) > 0.64
         scores = trak(*given, checkpoints=weights, projection_dim=512, damping=0.1, seed=seed)
-        assert d.truth(scores) > 0.71
+        assert digits.lds(scores) > 0.71
 
 
-@digits
+@needed
 @pytest.mark.slow
-def test_the_mean_of_ten_models_is_truer_than_one(mlp_digits: Digits) -> None:
-    d = mlp_digits
-    models = [d.model(state) for state in d.states("full")]
-    made = (uw.Influence(m, F.cross_entropy, "ekfac", damping=1e-3).fit(d.train) for m in models)
-    mean = ensemble(made, d.test)
-    alone = uw.Influence(models[0], F.cross_entropy, "ekfac", damping=1e-3).fit(d.train)
-    assert d.truth(mean) > d.truth(alone.scores(d.test)) + 0.015
+def test_the_mean_of_ten_models_is_truer_than_one(digits: Truth) -> None:
+    fitted = [
+        uw.Influence(model, F.cross_entropy, "ekfac", damping=1e-3).fit(digits.train)
+        for model in digits.models("full")
+    ]
+    mean, alone = ensemble(fitted, digits.test), fitted[0]
+    assert digits.lds(mean) > digits.lds(alone.scores(digits.test)) + 0.015

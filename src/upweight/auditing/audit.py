@@ -71,6 +71,9 @@ class Summary:
     quality
         Held-out score (accuracy, or R² in regression) of each judge: ``"network"``, ``"forest"``,
         ``"neighbours"``; and ``"baseline"``: of the commonest class (of the mean).
+    planted
+        ROC AUC of the suspicion, and of each judge alone, in telling planted wrong targets from the
+        other rows.
     notes
         What a reader must know to believe or doubt this, in sentences.
     seconds
@@ -89,6 +92,7 @@ class Summary:
     recall: float | None = None
     expected: Sequence[Expected] = ()
     quality: Mapping[str, float] = field(default_factory=dict[str, float])
+    planted: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
 

@@ -1,0 +1,194 @@
+"""Planted faults: what the suspicion of wrong labels looks like, and what that says of the rest.
+
+Wrong labels are planted into the table, everything is judged again, and the suspicion of the
+planted rows is kept. With R(t) the share of planted rows above a threshold t and U(t) the share of
+all rows of the original table above it, a share π of wrong labels explains at most U(t) of them::
+
+    π R(t) ≤ U(t)   for every t,   so   π ≤ min_t U(t) / R(t),
+
+with equality where only wrong labels are so suspicious. The minimum of noisy ratios is too low, so
+the mean of the lowest third of them is taken, over thresholds above which lie 30 % to 90 % of the
+planted rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upweight.auditing.audit import Expected
+from upweight.tables import Task
+
+__all__ = ["Calibration", "calibrate", "plant"]
+
+Floats = NDArray[np.float64]
+
+SHARES = np.linspace(0.3, 0.9, 25)  # of the planted rows that lie above a threshold
+HARD = 0.004  # rows of a clean table that look wrong (benchmarks/audit.py, clean tables)
+MOST = 0.5  # of the rows can be wrong
+DRAWS = 200
+
+
+def plant(
+    y: NDArray[np.generic],
+    task: Task,
+    share: float,
+    rng: np.random.Generator,
+    among: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Make some targets wrong: another class at random, or the number of another row.
+
+    Parameters
+    ----------
+    y
+        (n,) positions of the classes, or numbers.
+    task
+        Classification or regression.
+    share
+        Of the rows, at least one.
+    rng
+        Which rows, and which targets.
+    among
+        (n,) rows that may be chosen; default all.
+
+    Returns
+    -------
+    y : ndarray
+        With wrong targets.
+    planted : ndarray
+        (n,) bool: which.
+    """
+    allowed = np.arange(len(y)) if among is None else np.flatnonzero(among)
+    count = min(max(1, round(share * len(y))), len(allowed))
+    rows = rng.choice(allowed, count, replace=False)
+    spoiled = y.copy()
+    if task == "classification":
+        classes = int(y.max()) + 1
+        spoiled[rows] = (y[rows] + rng.integers(1, classes, count)) % classes
+    else:
+        spoiled[rows] = y[rng.permutation(len(y))[:count]]
+    planted = np.zeros(len(y), dtype=np.bool_)
+    planted[rows] = spoiled[rows] != y[rows]
+    return spoiled, planted
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a suspicion means.
+
+    Attributes
+    ----------
+    threshold
+        Rows above it are flagged: it maximises the expected F1 of the flags.
+    noise
+        Estimated share of wrong targets.
+    recall
+        Share of the planted wrong targets that are above the threshold.
+    precision
+        Expected share of truly wrong rows among the flagged, with an interval of 90 %; None if
+        nothing is flagged.
+    expected
+        How many of the k most suspicious rows are expected to be wrong.
+    """
+
+    threshold: float
+    noise: float
+    recall: float
+    precision: tuple[float, float, float] | None
+    expected: tuple[Expected, ...]
+
+
+def calibrate(
+    suspicion: Floats, planted: Floats, *, first: Sequence[int] = (), seed: int = 0
+) -> Calibration:
+    """Threshold, share of wrong targets and expected precision from planted faults.
+
+    The expected number of wrong rows among the k most suspicious, with t between the k-th and the
+    next, is
+
+        min(n π̂ R(t), k − h),   h = max(1, 0.004 n) min(1, k / n_flagged),
+
+    where h stands for rows that look wrong and are right: clean tables have that many of them.
+
+    Parameters
+    ----------
+    suspicion
+        (n,) of the rows of the table as it is.
+    planted
+        (m,) of planted faults, in tables that had them.
+    first
+        The k for which the expected number is wanted.
+    seed
+        Of the resamples behind the intervals.
+
+    Examples
+    --------
+    >>> rows = np.append(np.linspace(0, 0.2, 95), np.linspace(0.8, 1, 5))
+    >>> found = calibrate(rows, np.linspace(0.7, 1, 20), first=[5])
+    >>> round(found.noise, 2), int((rows > found.threshold).sum())
+    (0.05, 5)
+    """
+    rows, faults = np.sort(suspicion), np.sort(planted)
+    noise = _noise(rows, faults)
+    threshold = _threshold(rows, faults, noise)
+    flagged = int((rows > threshold).sum())
+    wanted = [k for k in first if 0 < k <= len(rows)]
+    rng = np.random.default_rng(seed)
+    draws = np.array(
+        [
+            _wrong(r, f, _noise(r, f), [flagged, *wanted], flagged)
+            for r, f in (
+                (np.sort(rng.choice(rows, len(rows))), np.sort(rng.choice(faults, len(faults))))
+                for _ in range(DRAWS)
+            )
+        ]
+    )
+    best = _wrong(rows, faults, noise, [flagged, *wanted], flagged)
+    # Planting does not tell how many hard rows there are: no more than h, or none at all.
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    spare = _hard(len(rows), np.array([flagged, *wanted]), flagged)
+    low = np.maximum(np.minimum(low, best) - spare, 0)
+    high = np.minimum(np.maximum(high, best) + spare, [flagged, *wanted])
+    precision = None
+    if flagged:
+        precision = tuple(float(v[0]) / flagged for v in (best, low, high))
+    expected = tuple(
+        Expected(k, float(b), float(lo), float(hi))
+        for k, b, lo, hi in zip(wanted, best[1:], low[1:], high[1:], strict=True)
+    )
+    return Calibration(threshold, noise, float(_above(faults, threshold)), precision, expected)
+
+
+def _above(ascending: Floats, t: float | Floats) -> Floats:
+    """Share of the values that are larger than t."""
+    return 1 - np.searchsorted(ascending, t, side="right") / len(ascending)
+
+
+def _noise(rows: Floats, faults: Floats) -> float:
+    at = np.quantile(faults, 1 - SHARES)
+    caught = _above(faults, at)
+    ratio = (_above(rows, at) + 0.5 / len(rows)) / np.maximum(caught, 0.5 / len(faults))
+    return float(min(np.sort(ratio)[: len(ratio) // 3].mean(), MOST))
+
+
+def _threshold(rows: Floats, faults: Floats, noise: float) -> float:
+    """Where 2 π R / (U + π), the expected F1, is largest; never inside a run of equal values."""
+    at = np.unique(rows)
+    share = _above(rows, at)
+    f1 = np.where(share > 0, 2 * noise * _above(faults, at) / (share + noise), 0.0)
+    return float(at[f1.argmax()]) if f1.max() > 0 else float(at[-1])
+
+
+def _hard(n: int, k: NDArray[np.integer], flagged: int) -> Floats:
+    return max(1.0, HARD * n) * np.minimum(1.0, k / max(flagged, 1))
+
+
+def _wrong(rows: Floats, faults: Floats, noise: float, counts: list[int], flagged: int) -> Floats:
+    k = np.array(counts)
+    n = len(rows)
+    below = rows[np.clip(n - k - 1, 0, n - 1)]
+    found = np.minimum(n * noise * _above(faults, below), k - _hard(n, k, flagged))
+    return np.maximum(found, 0.0)

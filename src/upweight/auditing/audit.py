@@ -216,7 +216,7 @@ class Audit:
     def suspects(self, k: int | None = None) -> pd.DataFrame:
         """The k rows of highest suspicion, highest first; default: all with a label flag."""
         order = self.rows.sort_values("suspicion", ascending=False, kind="stable")
-        return order[order["label_flag"].fillna(False)] if k is None else order.head(k)
+        return order.loc[order["label_flag"].fillna(value=False)] if k is None else order.head(k)
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as plain values, for JSON."""

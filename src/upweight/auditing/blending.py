@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Blend:
 
 def blend(
     views: Sequence[NDArray[np.floating]],
-    y: NDArray[np.generic],
+    y: NDArray[Any],
     task: Task,
     *,
     weights: Floats | None = None,
@@ -128,7 +129,6 @@ def _scales(prediction: Floats, residual: Floats) -> Floats:
     bins = np.array_split(order, max(4, min(40, len(order) // NEAR)))
     centres = [np.median(prediction[rows]) for rows in bins]
     local = np.array([1.4826 * np.median(residual[rows]) for rows in bins])
-    near = np.interp(
-        prediction, centres, np.convolve(np.pad(local, 1, "edge"), [0.25, 0.5, 0.25], "valid")
-    )
+    smooth = np.convolve(np.pad(local, 1, "edge"), [0.25, 0.5, 0.25], "valid")
+    near = np.interp(prediction, centres, smooth)
     return np.sqrt(usual * np.maximum(near, 0.1 * usual))

@@ -112,7 +112,7 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
     expected = (centre + scale * _unsquash(z - surprise)).astype(np.float32)
     missing = np.isnan(numeric)
     surprise[missing] = np.nan
-    surprise = np.nan_to_num(np.abs(surprise) / _spread(surprise).astype(np.float32))
+    surprise = np.nan_to_num(np.abs(surprise) / _spread(surprise)).astype(np.float32)
     row, column = surprise.max(axis=1, initial=0.0).astype(np.float64), np.zeros(n, dtype=np.intp)
     if c:
         column = surprise.argmax(axis=1)

@@ -6,7 +6,8 @@ Letters: n rows, K folds, T rows looked at, d features.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,9 +157,9 @@ def _rows(problem: Problem, rows: NDArray[np.intp]) -> tuple[torch.Tensor, torch
     return problem.x[at], problem.y[at]
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Generator[None]:
     """EK-FAC is an approximation here by intent."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResidualWarning)
+        yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -144,12 +144,7 @@ def judge(
     found = steps.run("planted", lambda: _planted(x, plain, settings, steps.tell))
     names = [name.removeprefix("auc_") for name in found if name.startswith("auc_")]
     auc = {name: float(found[f"auc_{name}"]) for name in names}
-    return Judgement(**{**vars_of(plain), "planted": found["suspicion"], "auc": auc})
-
-
-def vars_of(judgement: Judgement) -> dict[str, Any]:
-    """Fields by name, without copies."""
-    return {name: getattr(judgement, name) for name in judgement.__dataclass_fields__}
+    return replace(plain, planted=found["suspicion"], auc=auc)
 
 
 def _near(x: NDArray[np.float32], y: NDArray[Any], task: Task, settings: AuditSettings) -> Arrays:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,12 @@ DRAWS = 200
 
 
 def plant(
-    y: NDArray[np.generic],
+    y: NDArray[Any],
     task: Task,
     share: float,
     rng: np.random.Generator,
     among: NDArray[np.bool_] | None = None,
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Make some targets wrong: another class at random, or the number of another row.
 
     Parameters
@@ -154,7 +155,8 @@ def calibrate(
     high = np.minimum(np.maximum(high, best) + spare, [flagged, *wanted])
     precision = None
     if flagged:
-        precision = tuple(float(v[0]) / flagged for v in (best, low, high))
+        estimate, lowest, highest = (float(v[0]) / flagged for v in (best, low, high))
+        precision = (estimate, lowest, highest)
     expected = tuple(
         Expected(k, float(b), float(lo), float(hi))
         for k, b, lo, hi in zip(wanted, best[1:], low[1:], high[1:], strict=True)

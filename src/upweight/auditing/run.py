@@ -236,7 +236,7 @@ def _rows(table: Table, found: _Found) -> pd.DataFrame:
     flags = suspicion > (calibration.threshold if calibration else 0.9)
     flags &= judged.disputed
     names = ready.features.numeric_columns
-    suspect = np.array([*names, ""], dtype=object)
+    suspect = np.array([*names, None], dtype=object)
     columns: dict[str, Any] = {
         "row": np.arange(n),
         "name": names_of(table, ready.columns),
@@ -245,9 +245,7 @@ def _rows(table: Table, found: _Found) -> pd.DataFrame:
         **_targets(ready, judged, n),
         "feature_suspicion": _spread(cells.suspicion, rows, n),
         "feature_flag": _flags(cells.flags, rows, n),
-        "suspect_column": _texts(
-            np.where(cells.row > 0, suspect[cells.column], None) if names else None, rows, n
-        ),
+        "suspect_column": _texts(suspect[np.where(cells.row > 0, cells.column, -1)], rows, n),
     }
     for name in ("duplicate_of", "near_duplicate_of", "conflict_with"):
         values: NDArray[np.int64] = getattr(twins, name)
@@ -310,10 +308,9 @@ def _flags(values: NDArray[np.bool_], rows: NDArray[np.intp], n: int) -> Any:
     return out
 
 
-def _texts(values: NDArray[Any] | None, rows: NDArray[np.intp], n: int) -> Any:
+def _texts(values: NDArray[Any], rows: NDArray[np.intp], n: int) -> Any:
     out = np.full(n, None, dtype=object)
-    if values is not None:
-        out[rows] = values
+    out[rows] = values
     return pd.array(out, dtype="string")
 
 
@@ -322,7 +319,7 @@ def _summary(found: _Found, rows: pd.DataFrame, findings: pd.DataFrame, steps: S
     y, task, classes = ready.y, ready.target.task, ready.target.classes
     counts = findings["kind"].value_counts()
     quality = _quality(judged)
-    flagged = int(rows["label_flag"].fillna(value=False).sum())
+    flagged = int(np.sum(rows["label_flag"].fillna(value=False).to_numpy(dtype=bool)))
     named = None
     if classes is not None:
         sizes = np.bincount(y, minlength=len(classes))

@@ -72,7 +72,8 @@ def find_twins(
     """
     n = len(frame)
     table = frame[list(features)]
-    keys = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    hashed: Any = pd.util.hash_pandas_object(table, index=False)  # pyright: ignore[reportAttributeAccessIssue]
+    keys = hashed.to_numpy()
     _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
     duplicate, conflict = np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int64)
     targets = np.where(judged, y.astype(np.float64), np.nan)

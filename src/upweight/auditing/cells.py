@@ -20,6 +20,7 @@ QUANTILE, NORMAL = 0.85, 1.4395  # P(|z| < 1.4395) = 0.85 for a normal z: one in
 FENCE = 1.5
 LEAST = 4.0
 CHUNK = 2**16
+EXPONENT = 80.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,9 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
     relation to other columns shows, also where the number itself is a usual one; one in a column
     that has no relation to others shows only if the number is extreme.
 
+    Of columns without zeros and negative numbers it is the mean of the surprise of the number and
+    of its logarithm, which sees numbers that are too small by a factor.
+
     A row is flagged if its largest surprise is above max(4, Q3 (Q3 / Q1)^1.5), Tukey's fence for
     the logarithms of all rows.
 
@@ -92,12 +96,39 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
     >>> np.flatnonzero(found.flags).tolist(), int(found.column[7])
     ([7], 1)
     """
+    c = numeric.shape[1]
+    surprise, expected = _distances(numeric, others)
+    with np.errstate(invalid="ignore"):
+        positive = (np.isnan(numeric) | (numeric > 0)).all(axis=0)
+    if positive.any():
+        logs = numeric.copy()
+        np.log(logs, out=logs, where=positive)
+        other, other_expected = _distances(logs, others)
+        del logs
+        surprise = np.float32(0.5) * (surprise + other)
+        # of a column that only the logarithm can tell, that is the better guess
+        expected[:, positive] = np.exp(np.minimum(other_expected[:, positive], EXPONENT))
+    row, column = (
+        surprise.max(axis=1, initial=0.0).astype(np.float64),
+        np.zeros(len(numeric), np.intp),
+    )
+    if c:
+        column = surprise.argmax(axis=1)
+    return Cells(surprise, expected, row, column, _fence(row))
+
+
+def _distances(
+    numeric: Floats, others: NDArray[np.floating]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Surprise and expected number of every cell, (n, c) each."""
     n, c = numeric.shape
-    centre = np.nan_to_num(np.nanmedian(numeric, axis=0)) if n and c else np.zeros(c)
+    missing = np.isnan(numeric)
+    empty = missing.all(axis=0)
+    centre = np.nanmedian(np.where(empty, 0.0, numeric), axis=0) if c else np.zeros(0)
     scale = _spread(numeric - centre)
     z = _squash(np.nan_to_num((numeric - centre) / scale)).astype(np.float32)
     table = np.concatenate([z, others.astype(np.float32)], axis=1)
-    mean = table.mean(axis=0, dtype=np.float64)
+    mean = table.mean(axis=0, dtype=np.float64).astype(np.float32)
     covariance = np.zeros((table.shape[1],) * 2)
     for start in range(0, n, CHUNK):
         part = table[start : start + CHUNK] - mean
@@ -105,18 +136,13 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
     covariance /= n
     ridge = RIDGE * np.diag(covariance) + 1e-6
     precision = np.linalg.inv(covariance + np.diag(ridge))
-    weights = precision[:, :c] / np.diag(precision)[:c]
+    weights = (precision[:, :c] / np.diag(precision)[:c]).astype(np.float32)
     surprise = np.empty((n, c), dtype=np.float32)
     for start in range(0, n, CHUNK):
         surprise[start : start + CHUNK] = (table[start : start + CHUNK] - mean) @ weights
     expected = (centre + scale * _unsquash(z - surprise)).astype(np.float32)
-    missing = np.isnan(numeric)
     surprise[missing] = np.nan
-    surprise = np.nan_to_num(np.abs(surprise) / _spread(surprise)).astype(np.float32)
-    row, column = surprise.max(axis=1, initial=0.0).astype(np.float64), np.zeros(n, dtype=np.intp)
-    if c:
-        column = surprise.argmax(axis=1)
-    return Cells(surprise, expected, row, column, _fence(row))
+    return np.nan_to_num(np.abs(surprise) / _spread(surprise)).astype(np.float32), expected
 
 
 def _spread(values: NDArray[np.floating]) -> Floats:

@@ -9,22 +9,42 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from upweight.auditing.networks import CrossFit, Problem
+from upweight.auditing.networks import Problem
 from upweight.inverse import ResidualWarning
 from upweight.methods import Influence
 from upweight.recipes import EKFAC
 
-__all__ = ["Behind", "Effects", "row_effects", "what_is_behind"]
+__all__ = ["Behind", "Effects", "Networks", "row_effects", "what_is_behind"]
 
 FITTED = 50_000  # rows that the curvature is estimated from
 SCORED = 20_000  # rows that behind is searched in
 RELATIVE = 0.1  # damping in mean eigenvalues of a layer
 DEPTH = 5
+
+
+class Networks(Protocol):
+    """Networks trained without a fold each, such as a `CrossFit`."""
+
+    @property
+    def fold(self) -> NDArray[np.int16]:
+        """(n,) of each row."""
+        ...
+
+    @property
+    def folds(self) -> int:
+        """K."""
+        ...
+
+    def network(self, problem: Problem, fold: int, number: int = 0) -> nn.Module:
+        """One of those without a fold."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +65,7 @@ class Effects:
 
 def row_effects(
     problem: Problem,
-    fit: CrossFit,
+    fit: Networks,
     *,
     tell: Callable[[float], None] = lambda share: None,
 ) -> Effects:
@@ -59,7 +79,7 @@ def row_effects(
     and the self-influence is g_iᵀ (H_k + λ)⁻¹ g_i, averaged likewise. λ is a tenth of the mean
     eigenvalue of a layer.
     """
-    n, folds = len(problem.x), len(fit.weights)
+    n, folds = len(problem.x), fit.folds
     influence, own, seen = np.zeros(n), np.zeros(n), np.zeros(n)
     for k in range(folds):
         inside, outside = np.flatnonzero(fit.fold == k), np.flatnonzero(fit.fold != k)
@@ -97,7 +117,7 @@ class Behind:
 
 def what_is_behind(
     problem: Problem,
-    fit: CrossFit,
+    fit: Networks,
     rows: NDArray[np.intp],
     *,
     seed: int = 0,
@@ -110,7 +130,7 @@ def what_is_behind(
     training row of another network, on the mean loss of that network's left-out rows, with the
     opposite sign: of the loss and not of the help.
     """
-    folds = len(fit.weights)
+    folds = fit.folds
     against = np.full((len(rows), DEPTH), -1, dtype=np.int64)
     scores = np.zeros((len(rows), DEPTH))
     cells = np.zeros((len(rows), problem.x.shape[1]))
@@ -140,7 +160,7 @@ def what_is_behind(
     return Behind(against, scores, cells)
 
 
-def _fitted(problem: Problem, fit: CrossFit, k: int) -> Influence:
+def _fitted(problem: Problem, fit: Networks, k: int) -> Influence:
     outside = np.flatnonzero(fit.fold != k)
     if len(outside) > FITTED:
         outside = np.sort(np.random.default_rng(k).choice(outside, FITTED, replace=False))

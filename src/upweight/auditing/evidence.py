@@ -119,7 +119,7 @@ def _factor(value: float, expected: float) -> str:
         return ""
     power = np.log10(value / expected)
     nearest = round(power)
-    if nearest == 0 or abs(power - nearest) > 0.08 or abs(nearest) > 6:
+    if nearest == 0 or abs(power - nearest) > (0.1 if abs(nearest) == 1 else 0.25):
         return ""
     return f" (a factor of about {10.0**nearest:g}: another unit?)"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from upweight.auditing.steps import Steps
 from upweight.tables import Task
 from upweight.valuation import data_oob, knn_judge, knn_proba
 
-__all__ = ["Judgement", "judge"]
+__all__ = ["Judgement", "Other", "judge"]
 
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -33,6 +33,23 @@ TRUNCATED = 100  # neighbours with a share in KNN-Shapley beyond 20,000 rows: er
 MANY = 20_000  # rows of a table that is sampled where a repetition would take long
 PLANTED_SHARE, PLANTED_ROWS, PLANTED_MOST = 0.05, 20, 0.2
 PLANTED_ENOUGH = 100  # planted rows after which no further repetition is needed
+
+
+@dataclass(frozen=True, eq=False)
+class Other:
+    """A judge from outside.
+
+    Attributes
+    ----------
+    view
+        (n, C) probabilities, or (n,) numbers: its predictions for rows that it has not seen.
+    again
+        From positions of r rows, other targets (r,) of these, and a seed, to what it says of these
+        rows after learning those targets, likewise.
+    """
+
+    view: NDArray[np.floating]
+    again: Callable[[NDArray[np.intp], NDArray[Any], int], NDArray[np.floating]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +75,8 @@ class Judgement:
         ROC AUC of the suspicion and of each judge alone in telling them from the other rows.
     seed
         Of the intervals.
+    others
+        Predictions of other judges, by name.
     """
 
     y: NDArray[Any]
@@ -71,6 +90,9 @@ class Judgement:
     planted: Floats
     auc: Mapping[str, float]
     seed: int = 0
+    others: Mapping[str, NDArray[np.floating]] = field(
+        default_factory=dict[str, NDArray[np.floating]]
+    )
 
     @property
     def views(self) -> dict[str, NDArray[np.floating]]:
@@ -79,6 +101,7 @@ class Judgement:
             "forest": self.forest,
             "network": self.network["prediction"].mean(axis=0, dtype=np.float64),
             "neighbours": self.neighbours,
+            **self.others,
         }
 
     @cached_property
@@ -108,6 +131,8 @@ def judge(
     task: Task,
     settings: AuditSettings,
     steps: Steps,
+    *,
+    others: Mapping[str, Other] | None = None,
 ) -> Judgement:
     """Judge every row by trees, neighbours and networks that have not seen it.
 
@@ -121,7 +146,10 @@ def judge(
         Folds, trees, neighbours, networks, planted, seed.
     steps
         Keep what was computed: ``neighbours``, ``forest``, ``networks``, ``planted``.
+    others
+        More judges, by name.
     """
+    others = others or {}
     near = steps.run("neighbours", lambda: _near(x, y, task, settings))
     trees = steps.run(
         "forest", lambda: {"view": _forest(x, y, task, settings.trees, settings.seed)}
@@ -140,8 +168,9 @@ def judge(
         np.empty(0),
         {},
         settings.seed,
+        {name: other.view for name, other in others.items()},
     )
-    found = steps.run("planted", lambda: _planted(x, plain, settings, steps.tell))
+    found = steps.run("planted", lambda: _planted(x, plain, settings, steps.tell, others))
     names = [name.removeprefix("auc_") for name in found if name.startswith("auc_")]
     auc = {name: float(found[f"auc_{name}"]) for name in names}
     return replace(plain, planted=found["suspicion"], auc=auc)
@@ -212,6 +241,7 @@ def _planted(
     judged: Judgement,
     settings: AuditSettings,
     tell: Callable[[float], None],
+    others: Mapping[str, Other],
 ) -> Arrays:
     """Plant wrong targets, judge again, and keep the suspicion of the planted rows."""
     from upweight.auditing.networks import Problem, cross_fit
@@ -229,18 +259,20 @@ def _planted(
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
         spoiled, planted = plant(y, task, share, rng)
+        seed = settings.seed + 1 + repeat
         fit = cross_fit(
             Problem.of(x[rows], spoiled, task),
             folds=settings.folds,
             networks=1,
-            seed=settings.seed + 1 + repeat,
+            seed=seed,
             decay=float(judged.network["decay"]),
             tell=lambda part, done=repeat: tell((done + part) / repeats),  # pyright: ignore[reportUnknownLambdaType]
         )
         views = [
-            _forest(x[rows], spoiled, task, settings.trees, settings.seed + 1 + repeat),
+            _forest(x[rows], spoiled, task, settings.trees, seed),
             fit.mean,
             _votes(near, spoiled, task),
+            *(other.again(rows, spoiled, seed) for other in others.values()),
         ]
         again = blend(views, spoiled, task, weights=weights)
         disputed = _disputed(again, spoiled, task)

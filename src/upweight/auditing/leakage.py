@@ -71,7 +71,7 @@ def _score(x: NDArray[Any], y: NDArray[Any], task: Task, seed: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer rows than folds
         if task == "regression":
-            tree: Any = DecisionTreeRegressor(min_samples_leaf=3, random_state=seed)
+            tree: Any = DecisionTreeRegressor(random_state=seed)
             return float(r2_score(y, cross_val_predict(tree, x, y, cv=3)))
         leaves = max(8, 2 * len(np.unique(y)))
         tree = DecisionTreeClassifier(

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
@@ -119,6 +118,11 @@ class CrossFit:
         return cls(arrays["fold"], arrays["prediction"], arrays["weights"], decay)
 
     @property
+    def folds(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    @property
     def mean(self) -> NDArray[np.float64]:
         """Over the networks of a fold."""
         return self.prediction.mean(axis=0, dtype=np.float64)
@@ -196,22 +200,13 @@ def _finite(fit: CrossFit) -> CrossFit:
     return fit
 
 
-def fold_of_rows(problem: Problem, folds: int, seed: int) -> NDArray[np.int16]:
-    """Folds with about equal shares of the classes."""
-    fold = np.zeros(len(problem.x), dtype=np.int16)
-    targets = problem.y.numpy()
-    if problem.task == "classification":
-        # A class with fewer rows than folds is spread as far as it goes; scikit-learn warns of it.
-        counts = np.bincount(targets, minlength=problem.outputs)
-        strata = np.where(counts[targets] >= folds, targets, problem.outputs)
-        spread = np.bincount(strata, minlength=problem.outputs + 1)
-        if 0 < spread[-1] < folds:
-            strata[strata == problem.outputs] = int(counts.argmax())
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(targets, strata)
-    else:
-        splits = KFold(folds, shuffle=True, random_state=seed).split(targets)
-    for number, (_, held_out) in enumerate(splits):
-        fold[held_out] = number
+def fold_of_rows(y: NDArray[Any], task: Task, folds: int, seed: int) -> NDArray[np.int16]:
+    """Folds with equal shares of every class, however rare, up to one row; (n,)."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    if task == "classification":
+        order = order[np.argsort(y[order], kind="stable")]  # rows of a class follow each other
+    fold = np.empty(len(y), dtype=np.int16)
+    fold[order] = np.arange(len(y)) % folds
     return fold
 
 
@@ -226,7 +221,7 @@ def _fit(
 ) -> list[CrossFit]:
     """Cross-fits by decay, all of their networks trained at once."""
     n = len(problem.x)
-    fold = fold_of_rows(problem, folds, seed)
+    fold = fold_of_rows(problem.y.numpy(), problem.task, folds, seed)
     batch = min(max(16, n // 20), 256 if n <= 100_000 else 2048)
     epochs = min(max(math.ceil(STEPS * batch / n), EPOCHS[0]), EPOCHS[1])
     kept = torch.from_numpy(np.stack([fold != k for k in range(folds) for _ in range(networks)]))

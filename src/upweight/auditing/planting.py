@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 SHARES = np.linspace(0.3, 0.9, 25)  # of the planted rows that lie above a threshold
 HARD = 0.004  # rows of a clean table that look wrong (benchmarks/audit.py, clean tables)
-MOST = 0.5  # of the rows can be wrong
+LIFT = 2.0  # how much more frequent planted faults must be among flagged rows than all rows are
 DRAWS = 200
 
 
@@ -69,6 +69,10 @@ def plant(
     if task == "classification":
         classes = int(y.max()) + 1
         spoiled[rows] = (y[rows] + rng.integers(1, classes, count)) % classes
+        # A class of two rows can lose both; judges must have the same classes as before.
+        while len(lost := np.setdiff1d(y, spoiled)):
+            back = [np.flatnonzero(y == code)[0] for code in lost]
+            spoiled[back] = lost
     else:
         spoiled[rows] = y[rng.permutation(len(y))[:count]]
     planted = np.zeros(len(y), dtype=np.bool_)
@@ -76,7 +80,7 @@ def plant(
     return spoiled, planted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Calibration:
     """What a suspicion means.
 
@@ -85,7 +89,8 @@ class Calibration:
     threshold
         Rows above it are flagged: it maximises the expected F1 of the flags.
     noise
-        Estimated share of wrong targets.
+        Estimated share of wrong targets; None if planted faults look like any row, so that nothing
+        can be told.
     recall
         Share of the planted wrong targets that are above the threshold.
     precision
@@ -96,7 +101,7 @@ class Calibration:
     """
 
     threshold: float
-    noise: float
+    noise: float | None
     recall: float
     precision: tuple[float, float, float] | None
     expected: tuple[Expected, ...]
@@ -128,9 +133,9 @@ def calibrate(
     Examples
     --------
     >>> rows = np.append(np.linspace(0, 0.2, 95), np.linspace(0.8, 1, 5))
-    >>> found = calibrate(rows, np.linspace(0.7, 1, 20), first=[5])
+    >>> found = calibrate(rows, np.linspace(0.75, 1, 20), first=[5])
     >>> round(found.noise, 2), int((rows > found.threshold).sum())
-    (0.05, 5)
+    (0.06, 5)
     """
     rows, faults = np.sort(suspicion), np.sort(planted)
     noise = _noise(rows, faults)
@@ -161,7 +166,9 @@ def calibrate(
         Expected(k, float(b), float(lo), float(hi))
         for k, b, lo, hi in zip(wanted, best[1:], low[1:], high[1:], strict=True)
     )
-    return Calibration(threshold, noise, float(_above(faults, threshold)), precision, expected)
+    recall = float(_above(faults, threshold))
+    told = None if noise >= 1 / LIFT else noise
+    return Calibration(threshold, told, recall, precision, expected)
 
 
 def _above(ascending: Floats, t: float | Floats) -> Floats:
@@ -170,17 +177,22 @@ def _above(ascending: Floats, t: float | Floats) -> Floats:
 
 
 def _noise(rows: Floats, faults: Floats) -> float:
-    at = np.quantile(faults, 1 - SHARES)
-    caught = _above(faults, at)
-    ratio = (_above(rows, at) + 0.5 / len(rows)) / np.maximum(caught, 0.5 / len(faults))
-    return float(min(np.sort(ratio)[: len(ratio) // 3].mean(), MOST))
+    at = np.quantile(faults, 1 - SHARES, method="lower")
+    caught = 1 - np.searchsorted(faults, at, side="left") / len(faults)
+    reached = 1 - np.searchsorted(rows, at, side="left") / len(rows)
+    ratio = (reached + 0.5 / len(rows)) / caught
+    return float(min(np.sort(ratio)[: len(ratio) // 3].mean(), 1 / LIFT))
 
 
 def _threshold(rows: Floats, faults: Floats, noise: float) -> float:
-    """Where 2 π R / (U + π), the expected F1, is largest; never inside a run of equal values."""
+    """Where 2 π R / (U + π), the expected F1, is largest; never inside a run of equal values.
+
+    Only where R ≥ 2 U: else planted faults look like any row, and it would be best to flag all.
+    """
     at = np.unique(rows)
-    share = _above(rows, at)
-    f1 = np.where(share > 0, 2 * noise * _above(faults, at) / (share + noise), 0.0)
+    share, caught = _above(rows, at), _above(faults, at)
+    useful = (share > 0) & (caught >= LIFT * share)
+    f1 = np.where(useful, 2 * noise * caught / (share + noise), 0.0)
     return float(at[f1.argmax()]) if f1.max() > 0 else float(at[-1])
 
 

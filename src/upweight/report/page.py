@@ -1,12 +1,15 @@
 """One self-contained HTML page from headings, paragraphs, key numbers, figures and tables.
 
-Nothing on the page runs or loads anything: no script, no font, no image from elsewhere, and a
-content security policy that forbids all of it. Every text that can come from data is escaped by the
-template. The same report gives the same bytes.
+The page loads nothing: no font, no image, no script from elsewhere, and a content security policy
+forbids all of it. Nothing runs but a script of upweight's own, where the report has one, which the
+policy knows by its hash. Every text that can come from data is escaped by the template. The same
+report gives the same bytes.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import numbers
 import os
@@ -35,12 +38,15 @@ __all__ = [
     "Facts",
     "Figure",
     "Format",
+    "Html",
     "Paragraph",
     "Report",
     "Section",
     "Table",
     "render",
+    "template",
     "write",
+    "write_html",
 ]
 
 Format = str | Callable[[Any], str]
@@ -116,7 +122,14 @@ class Table:
     whole: bool = False
 
 
-Block = Paragraph | Facts | Figure | Table
+@dataclass(frozen=True, eq=False)
+class Html:
+    """Markup from a template of upweight's own, which has escaped all that came from data."""
+
+    markup: Markup
+
+
+Block = Paragraph | Facts | Figure | Table | Html
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +143,19 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The whole page: what matters first, then the sections."""
+    """The whole page: what matters first, then the sections.
+
+    ``style`` is added to the style sheet, and ``script`` runs once the page is there: both as they
+    are, so nothing in them may come from data.
+    """
 
     title: str
     summary: str | Sequence[Block]
     sections: Sequence[Section]
     kicker: str = ""
     footer: str = ""
+    style: str = ""
+    script: str = ""
 
 
 def render(report: Report) -> str:
@@ -175,8 +194,13 @@ def render(report: Report) -> str:
         address = _address(section.id or section.title, f"section-{i}", taken)
         groups = _groups(section.blocks, figure_numbers)
         sections.append({"title": section.title, "id": address, "groups": groups})
-    page = _template().render(
-        report=report, summary=_groups(blocks, figure_numbers), sections=sections
+    page = template("report.html.jinja").render(
+        report=report,
+        summary=_groups(blocks, figure_numbers),
+        sections=sections,
+        style=Markup(report.style),
+        script=Markup(report.script),
+        script_hash=base64.b64encode(hashlib.sha256(report.script.encode()).digest()).decode(),
     )
     # Half of a surrogate pair cannot be written as UTF-8, and U+0000 is not allowed in HTML.
     return page.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
@@ -197,8 +221,13 @@ def write(report: Report, path: str | os.PathLike[str]) -> Path:
     Path
         Where the file is.
     """
+    return write_html(render(report), path)
+
+
+def write_html(html: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page that is rendered already into a file, which appears whole or not at all."""
     target = Path(path)
-    content = render(report).encode()  # before the first file exists
+    content = html.encode()  # before the first file exists
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -211,7 +240,8 @@ def write(report: Report, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this package, which escapes whatever is no `Markup`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -220,7 +250,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _address(wanted: str, otherwise: str, taken: set[str]) -> str:

@@ -4,8 +4,7 @@ A score is positive where the training row helps (up-weighting it lowers the tes
 where it harms. The functions take plain arrays and draw on ``ax``, or on the current pyplot axes.
 
 Colours are those of :mod:`upweight.report.style`. Text keeps matplotlib's own colour, so that a
-dark
-style works too.
+dark style works too.
 """
 
 from __future__ import annotations

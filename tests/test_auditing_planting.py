@@ -93,3 +93,13 @@ def test_the_same_seed_gives_the_same_intervals():
     rng = np.random.default_rng(7)
     rows, faults = rng.random(200), 0.5 + rng.random(40) / 2
     assert calibrate(rows, faults, first=[10]) == calibrate(rows, faults, first=[10])
+
+
+def test_more_suspicious_rows_are_wrong_more_often():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        rows, faults = rng.beta(0.3, 2, 120), rng.beta(2, 1, 15)
+        told = calibrate(rows, faults, first=[10, 20, 50, 100]).expected
+        shares = [e.wrong / e.k for e in told]
+        assert all(a >= b - 1e-12 for a, b in zip(shares, shares[1:], strict=False))
+        assert all(e.low <= e.wrong <= e.high <= e.k for e in told)

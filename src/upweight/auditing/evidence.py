@@ -72,8 +72,9 @@ class Evidence:
         return (
             f"{_of(theirs, len(nearest))} of its nearest rows are {short(classes[proposed])}, "
             f"{_of(mine, None)} {short(classes[given])}; trees that have not seen it give "
-            f"{short(classes[proposed])} {trees[proposed]:.0%} and {short(classes[given])} "
-            f"{trees[given]:.0%}, networks {network[proposed]:.0%} and {network[given]:.0%}"
+            f"{short(classes[proposed])} {_share(trees[proposed])} and {short(classes[given])} "
+            f"{_share(trees[given])}, networks {_share(network[proposed])} and "
+            f"{_share(network[given])}"
             + ("; it misleads the prediction of its neighbours" if worth < 0 else "")
         )
 
@@ -122,6 +123,10 @@ def _factor(value: float, expected: float) -> str:
     if nearest == 0 or abs(power - nearest) > (0.1 if abs(nearest) == 1 else 0.25):
         return ""
     return f" (a factor of about {10.0**nearest:g}: another unit?)"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _of(count: int, total: int | None) -> str:

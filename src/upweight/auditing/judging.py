@@ -30,6 +30,7 @@ Arrays = dict[str, NDArray[Any]]
 VOTES = 10  # neighbours whose labels count
 KEPT = 20  # neighbours that are kept: to show, and to vote again
 TRUNCATED = 100  # neighbours with a share in KNN-Shapley beyond 20,000 rows: error ≤ 1/100
+FEW = 5_000  # rows for which influences are computed once more, to compare them
 MANY = 20_000  # rows of a table that is sampled where a repetition would take long
 PLANTED_SHARE, PLANTED_ROWS, PLANTED_MOST = 0.05, 20, 0.2
 PLANTED_ENOUGH = 100  # planted rows after which no further repetition is needed
@@ -260,8 +261,9 @@ def _planted(
     for repeat in range(repeats):
         spoiled, planted = plant(y, task, share, rng)
         seed = settings.seed + 1 + repeat
+        problem = Problem.of(x[rows], spoiled, task)
         fit = cross_fit(
-            Problem.of(x[rows], spoiled, task),
+            problem,
             folds=settings.folds,
             networks=1,
             seed=seed,
@@ -277,15 +279,27 @@ def _planted(
         again = blend(views, spoiled, task, weights=weights)
         disputed = _disputed(again, spoiled, task)
         suspicion.append(np.where(disputed, again.suspicion, 0.0)[planted])
-        if 0 < planted.sum() < len(rows):
-            alone = {
-                name: blend([view], spoiled, task).suspicion
-                for name, view in zip(judged.views, views, strict=True)
-            }
-            for name, scores in {"suspicion": again.suspicion, **alone}.items():
-                found.setdefault(name, []).append(float(roc_auc_score(planted, scores)))
+        asked = planted | ~judged.disputed[rows]
+        if not 0 < planted.sum() < asked.sum():
+            continue
+        told = {"suspicion": again.suspicion}
+        for name, view in zip(judged.views, views, strict=True):
+            told[name] = blend([view], spoiled, task).suspicion
+        if settings.influence and repeat == 0 and len(rows) <= FEW:
+            told |= _by_influence(problem, fit)
+        for name, scores in told.items():
+            auc = float(roc_auc_score(planted[asked], scores[asked]))
+            found.setdefault(name, []).append(auc)
     kept = np.concatenate(suspicion) if suspicion else np.empty(0)
     return {"suspicion": kept, **{f"auc_{k}": np.array(np.mean(v)) for k, v in found.items()}}
+
+
+def _by_influence(problem: Any, fit: Any) -> dict[str, Floats]:
+    """Scores that are high where influence says that a target is wrong."""
+    from upweight.auditing.effects import row_effects
+
+    effects = row_effects(problem, fit)
+    return {"influence": -effects.influence, "self_influence": effects.self_influence}
 
 
 def _disputed(found: Blend, y: NDArray[Any], task: Task) -> NDArray[np.bool_]:

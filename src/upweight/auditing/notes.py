@@ -14,6 +14,14 @@ from upweight.tables import Target
 __all__ = ["notes_of"]
 
 BLOCK = 50_000
+TOLD = {
+    "suspicion": "all judges together",
+    "forest": "the trees",
+    "network": "the networks",
+    "neighbours": "the nearest rows",
+    "influence": "influence alone",
+    "self_influence": "self-influence alone",
+}
 
 
 def notes_of(
@@ -51,8 +59,8 @@ def _of_quality(judged: Judgement, quality: Mapping[str, float], flagged: int) -
         )
     if flagged > 0.3 * len(judged.y):
         yield (
-            f"{flagged / len(judged.y):.0%} of the rows were flagged. With so many, the model "
-            "learns from wrong rows, too, and may mistake right for wrong."
+            f"{100 * flagged / len(judged.y):.0f} % of the rows were flagged. With so many, the "
+            "model learns from wrong rows, too, and may mistake right for wrong."
         )
 
 
@@ -63,14 +71,18 @@ def _of_planting(judged: Judgement) -> Iterator[str]:
             "truly wrong; rows with a suspicion above 0.9 were flagged."
         )
         return
-    told = {"suspicion": "all judges together", "forest": "the trees", "network": "the networks",
-            "neighbours": "the nearest rows"}  # fmt: skip
-    parts = [f"{told[name]} {value:.3f}" for name, value in judged.auc.items()]
+    parts = [f"{TOLD.get(name, name)} {value:.3f}" for name, value in judged.auc.items()]
     yield (
-        f"Wrong targets that were planted at random were told from the other rows with an area "
-        f"under the ROC curve of: {', '.join(parts)}. Mistakes that people make are less random, "
-        "and some are harder to find."
+        "As a test, wrong targets were planted at random, and all was judged again. A planted row "
+        "was more suspicious than a row that had not been in doubt in this share of all pairs "
+        f"(ROC AUC): {', '.join(parts)}. Mistakes that people make are less random, and some are "
+        "harder to find."
     )
+    if judged.auc.get("influence", 1.0) < judged.auc.get("suspicion", 0.0) - 0.01:
+        yield (
+            "Influence finds wrong targets less well here than the other judges do. It does not "
+            "count in the suspicion: take it for what a row does to the predictions of others."
+        )
 
 
 def _of_table(

@@ -117,7 +117,8 @@ def calibrate(
 
         min(n π̂ R(t), k − h),   h = max(1, 0.004 n) min(1, k / n_flagged),
 
-    where h stands for rows that look wrong and are right: clean tables have that many of them.
+    where h stands for rows that look wrong and are right: clean tables have that many of them. Its
+    share among the first k is made to fall with k.
 
     Parameters
     ----------
@@ -205,4 +206,9 @@ def _wrong(rows: Floats, faults: Floats, noise: float, counts: list[int], flagge
     n = len(rows)
     below = rows[np.clip(n - k - 1, 0, n - 1)]
     found = np.minimum(n * noise * _above(faults, below), k - _hard(n, k, flagged))
-    return np.maximum(found, 0.0)
+    # More suspicious rows are wrong at least as often as less suspicious ones.
+    order = np.argsort(-k, kind="stable")
+    share = np.maximum(found[order], 0.0) / np.maximum(k[order], 1)
+    wrong = np.empty(len(k))
+    wrong[order] = np.maximum.accumulate(share) * k[order]
+    return wrong

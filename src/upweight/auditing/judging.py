@@ -31,6 +31,7 @@ VOTES = 10  # neighbours whose labels count
 KEPT = 20  # neighbours that are kept: to show, and to vote again
 TRUNCATED = 100  # neighbours with a share in KNN-Shapley beyond 20,000 rows: error ≤ 1/100
 FEW = 5_000  # rows for which influences are computed once more, to compare them
+DRAWN = 50_000  # rows for one tree
 MANY = 20_000  # rows of a table that is sampled where a repetition would take long
 PLANTED_SHARE, PLANTED_ROWS, PLANTED_MOST = 0.05, 20, 0.2
 PLANTED_ENOUGH = 100  # planted rows after which no further repetition is needed
@@ -187,9 +188,15 @@ def _near(x: NDArray[np.float32], y: NDArray[Any], task: Task, settings: AuditSe
         task=task,
         truncate=TRUNCATED if n > MANY else None,
         seed=settings.seed,
+        n_jobs=_workers(n),
     )
     assert judged.values is not None
     return {"values": judged.values, "indices": judged.indices, "distances": judged.distances}
+
+
+def _workers(n: int) -> int:
+    """Threads do not change a result, but starting them costs more than a small table takes."""
+    return -1 if n >= FEW else 1
 
 
 def _votes(indices: NDArray[np.integer], y: NDArray[Any], task: Task) -> NDArray[np.floating]:
@@ -202,9 +209,15 @@ def _votes(indices: NDArray[np.integer], y: NDArray[Any], task: Task) -> NDArray
 def _forest(
     x: NDArray[np.float32], y: NDArray[Any], task: Task, trees: int, seed: int
 ) -> NDArray[np.floating]:
+    # A tree draws 50,000 rows at most. In a larger table it has not seen most of the rows, so that
+    # fewer trees judge each of them as often.
+    unseen = np.exp(-min(1.0, DRAWN / len(x)))
+    enough = max(1, round(trees * np.exp(-1) / unseen))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of bag for no tree")
-        judged = data_oob(None, x, y, trees=trees, task=task, seed=seed)
+        judged = data_oob(
+            None, x, y, trees=enough, task=task, max_rows=DRAWN, seed=seed, n_jobs=_workers(len(x))
+        )
     if task == "regression":
         assert judged.prediction is not None
         return np.where(judged.counts > 0, judged.prediction, np.median(y))

@@ -21,7 +21,7 @@ from upweight.auditing.stackednets import Training, forward, train_stack
 from upweight.tables import Task
 from upweight.training import MLP
 
-__all__ = ["CrossFit", "Problem", "cross_fit", "fold_of_rows"]
+__all__ = ["CrossFit", "Problem", "cross_fit", "fold_of_rows", "left_out_loss"]
 
 DECAYS = (0.1, 1.0, 3.0)  # from a network that bends to one that is nearly linear
 LEARNING_RATE = 0.01
@@ -183,7 +183,7 @@ def cross_fit(
             networks=networks if few else 1,
             seed=seed,
         )
-        best = min(found, key=lambda fit: _loss(sample, fit))
+        best = min(found, key=lambda fit: left_out_loss(sample, fit.mean))
         if few:
             return _finite(best)
         decay = best.decay
@@ -260,13 +260,13 @@ def _left_out(
     return prediction
 
 
-def _loss(problem: Problem, fit: CrossFit) -> float:
-    """Mean loss of left-out rows by the mean prediction; not finite counts as the worst."""
+def left_out_loss(problem: Problem, said: NDArray[np.float64]) -> float:
+    """Mean loss of predictions (n, C) or (n,) for left-out rows; not finite counts as the worst."""
     targets = problem.y.numpy()
     if problem.task == "classification":
-        given = fit.mean[np.arange(len(targets)), targets]
+        given = said[np.arange(len(targets)), targets]
         value = float(-np.log(np.clip(given, 1e-6, 1)).mean())
     else:
-        off = np.abs((fit.mean - problem.centre) / problem.scale - targets[:, 0])
+        off = np.abs((said - problem.centre) / problem.scale - targets.reshape(-1))
         value = float(np.where(off < 1, 0.5 * off**2, off - 0.5).mean())
     return value if math.isfinite(value) else math.inf

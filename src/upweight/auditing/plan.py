@@ -108,6 +108,7 @@ def plan_of(
 
 def _forest(n: int, trees: int) -> float:
     grown = min(n, DRAWN)
+    trees = round(trees * np.exp(min(1.0, DRAWN / n) - 1))
     return trees * TREE * (grown * np.log2(max(grown, 2)) + 2 * n)
 
 

@@ -37,7 +37,8 @@ class AuditSettings:
     networks
         How many networks per fold, from different initial weights.
     trees
-        In the forest whose out-of-bag trees judge a row.
+        In the forest whose out-of-bag trees judge a row; fewer above 50,000 rows, where each tree
+        has not seen most of them, so that as many judge a row.
     neighbours
         K of the nearest neighbours that judge a row.
     influence

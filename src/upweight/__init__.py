@@ -16,7 +16,10 @@ Where each formula lives:
 - ``evaluate``    scores against retraining: linear datamodeling score, detection, removal
 - ``stacked``     many small models trained at once
 - ``comparison``  methods side by side
-- ``report``      plots, the report and the command line
+- ``tables``      a table of any kind becomes numbers
+- ``valuation``   rows judged by their neighbours and by trees that have not seen them
+- ``auditing``    suspicion of every row of a table, from which findings follow
+- ``report``      `audit`, plots, the reports and the command line
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upweight.auditing.audit import Audit
+    from upweight.auditing.estimator import LabelAudit
+    from upweight.auditing.settings import AuditSettings
     from upweight.comparison import Comparison, compare
     from upweight.curvature import GGN, Fisher, Hessian, KroneckerCurvature
     from upweight.damping import DampingChoice
@@ -52,6 +58,7 @@ if TYPE_CHECKING:
         Nystroem,
     )
     from upweight.record import TrainingRecord
+    from upweight.report.audit_run import audit
     from upweight.risk import EmpiricalRisk
     from upweight.rows import Rows
     from upweight.scorers import ensemble, grad_cos, grad_dot, relatif, tracin, trak
@@ -101,6 +108,11 @@ _HOME = {
     "trak": "scorers",
     "relatif": "scorers",
     "ensemble": "scorers",
+    # from a table to the rows that are wrong
+    "audit": "report.audit_run",
+    "Audit": "auditing.audit",
+    "AuditSettings": "auditing.settings",
+    "LabelAudit": "auditing.estimator",
     # what it is made of: the mean loss over rows, its curvature, operators
     "EmpiricalRisk": "risk",
     "Rows": "rows",
@@ -154,6 +166,10 @@ __all__ = [
     "trak",
     "relatif",
     "ensemble",
+    "audit",
+    "Audit",
+    "AuditSettings",
+    "LabelAudit",
     "EmpiricalRisk",
     "Rows",
     "GGN",

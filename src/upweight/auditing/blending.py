@@ -38,7 +38,7 @@ class Blend:
         (j,) of the judges; they sum to 1.
     suspicion
         (n,) in [0, 1]: 1 − the probability of the given label; in regression
-        P(|t| < |y − prediction| / scale) for Student's t with 4 degrees of freedom.
+        ``P(|t| < |y − prediction| / scale)`` for Student's t with 4 degrees of freedom.
     """
 
     prediction: Floats

@@ -17,8 +17,9 @@ Floats = NDArray[np.float64]
 REACH = 8.0  # robust standard deviations where a number is squashed
 RIDGE = 0.02
 QUANTILE, NORMAL = 0.85, 1.4395  # P(|z| < 1.4395) = 0.85 for a normal z: one in seven may be wrong
-FENCE = 1.5
-LEAST = 4.0
+FENCE = 1.8
+LEAST = 5.0
+DOUBTFUL = 5.0
 CHUNK = 2**16
 EXPONENT = 80.0
 
@@ -76,8 +77,8 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
     Of columns without zeros and negative numbers it is the mean of the surprise of the number and
     of its logarithm, which sees numbers that are too small by a factor.
 
-    A row is flagged if its largest surprise is above max(4, Q3 (Q3 / Q1)^1.5), Tukey's fence for
-    the logarithms of all rows.
+    A row is flagged if its largest surprise is above max(5, Q3 (Q3 / Q1)^1.8), a fence as
+    Tukey's for the logarithms of all rows.
 
     Parameters
     ----------
@@ -120,14 +121,31 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
 def _distances(
     numeric: Floats, others: NDArray[np.floating]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Surprise and expected number of every cell, (n, c) each."""
+    """Surprise and expected number of every cell, (n, c) each.
+
+    In a second pass, cells that were surprising in the first do not count for scales, relations and
+    the other cells of their row.
+    """
+    others = others.astype(np.float32)
+    doubtful = np.zeros(numeric.shape, dtype=np.bool_)
+    surprise, expected = _one_pass(numeric, others, doubtful)
+    doubtful = surprise > DOUBTFUL
+    return _one_pass(numeric, others, doubtful) if doubtful.any() else (surprise, expected)
+
+
+def _one_pass(
+    numeric: Floats, others: NDArray[np.float32], doubtful: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     n, c = numeric.shape
-    missing = np.isnan(numeric)
-    empty = missing.all(axis=0)
-    centre = np.nanmedian(np.where(empty, 0.0, numeric), axis=0) if c else np.zeros(0)
-    scale = _spread(numeric - centre)
+    known = np.where(doubtful, np.nan, numeric)
+    empty = np.isnan(known).all(axis=0)
+    known[:, empty] = 0.0
+    centre = np.nanmedian(known, axis=0) if c else np.zeros(0)
+    known -= centre
+    scale = _spread(known)
+    del known
     z = _squash(np.nan_to_num((numeric - centre) / scale)).astype(np.float32)
-    table = np.concatenate([z, others.astype(np.float32)], axis=1)
+    table = np.concatenate([np.where(doubtful, np.float32(0), z), others], axis=1)
     mean = table.mean(axis=0, dtype=np.float64).astype(np.float32)
     covariance = np.zeros((table.shape[1],) * 2)
     for start in range(0, n, CHUNK):
@@ -140,9 +158,11 @@ def _distances(
     surprise = np.empty((n, c), dtype=np.float32)
     for start in range(0, n, CHUNK):
         surprise[start : start + CHUNK] = (table[start : start + CHUNK] - mean) @ weights
+    surprise += z - table[:, :c]  # a doubtful cell itself is where it is
     expected = (centre + scale * _unsquash(z - surprise)).astype(np.float32)
-    surprise[missing] = np.nan
-    return np.nan_to_num(np.abs(surprise) / _spread(surprise)).astype(np.float32), expected
+    surprise[np.isnan(numeric)] = np.nan
+    usual = _spread(np.where(doubtful, np.float32(np.nan), surprise))
+    return np.nan_to_num(np.abs(surprise) / usual).astype(np.float32), expected
 
 
 def _spread(values: NDArray[np.floating]) -> Floats:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -166,12 +166,18 @@ def _fitted(problem: Problem, fit: Networks, k: int) -> Influence:
     outside = np.flatnonzero(fit.fold != k)
     if len(outside) > FITTED:
         outside = np.sort(np.random.default_rng(k).choice(outside, FITTED, replace=False))
-    model = fit.network(problem, k)
-    influence = Influence(
-        model, problem.loss, method=EKFAC(relative="layer"), damping=RELATIVE, certify=0
-    )
-    with _quiet():
-        return influence.fit(_rows(problem, outside))
+    rows, model = _rows(problem, outside), fit.network(problem, k)
+
+    def fitted(relative: Literal["layer", "global"]) -> Influence:
+        method = EKFAC(relative=relative)
+        influence = Influence(model, problem.loss, method=method, damping=RELATIVE, certify=0)
+        with _quiet():
+            return influence.fit(rows)
+
+    try:
+        return fitted("layer")
+    except ValueError:  # a layer whose units are all dead has no curvature, and so no damping
+        return fitted("global")
 
 
 def _rows(problem: Problem, rows: NDArray[np.intp]) -> tuple[torch.Tensor, torch.Tensor]:

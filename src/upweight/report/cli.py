@@ -6,6 +6,7 @@ with one line on stderr and exit code 2; ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from upweight.report import audit_cli
+from upweight.report.terminal import printable
 from upweight.version import __version__
 
 __all__ = ["app", "main"]
@@ -24,6 +27,7 @@ app = App(
 )
 demo = App(name="demo", help="Worked examples on data that comes with the package.")
 app.command(demo)
+audit_cli.register(app)
 
 
 @demo.command
@@ -126,16 +130,22 @@ EXPECTED = (ValueError, TypeError, OSError, MemoryError, FloatingPointError, Ari
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and end the process with its exit code: 0, or 2 after an error."""
+    """Run a command and end the process with its exit code.
+
+    0; 1 where a command was asked to fail on what it found; 2 after an error; 130 after Ctrl-C.
+    """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # names from data may have letters it cannot write
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
     except CycloptsError as error:
         _fail(f"{error} See upweight --help")
     except KeyboardInterrupt:
-        _fail("stopped; nothing was written")
+        _fail("stopped; nothing was written", code=130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except EXPECTED as error:
@@ -144,6 +154,6 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error) or type(error).__name__)
 
 
-def _fail(message: str) -> None:
-    print("upweight: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+def _fail(message: str, code: int = 2) -> None:
+    print(f"upweight: {printable(message)}", file=sys.stderr)
+    raise SystemExit(code)

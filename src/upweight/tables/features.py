@@ -82,9 +82,9 @@ def prepare(frame: pd.DataFrame, columns: Sequence[Column], *, seed: int = 0) ->
     of one column is about 2 (of numbers: if they are normally distributed).
 
     - *numeric*: u = v / √(1 + (v/4)²) with v = (x − median) / scale and scale = interquartile range
-      / 1.349, or the standard deviation where that is 0; so |u| < 4. Before, log(1 + x/q) is taken
-      of numbers ≥ 0 that are strongly skewed to the right, q being their lower quartile above 0;
-      the feature is then called ``log(name)``. Missing values lie at the median.
+      / 1.349, or the standard deviation where that is 0; so ``|u| < 4``. Before, log(1 + x/q) is
+      taken of numbers ≥ 0 that are strongly skewed to the right, q being their lower quartile above
+      0; the feature is then called ``log(name)``. Missing values lie at the median.
     - *boolean*: (x − p) / √(p(1 − p)) with p the share of yes; missing values lie at 0.
     - *date*: days as numbers; month and weekday, where they vary, as points on a circle, which
       weigh half a column each.

@@ -105,3 +105,10 @@ def test_more_suspicious_rows_are_wrong_more_often():
         shares = [e.wrong / e.k for e in told]
         assert all(a >= b - 1e-12 for a, b in pairwise(shares))
         assert all(e.low <= e.wrong <= e.high <= e.k for e in told)
+
+
+def test_so_few_flags_that_they_may_all_be_right():
+    rows = np.append(np.linspace(0, 0.3, 99), 0.99)
+    found = calibrate(rows, np.linspace(0.5, 1, 20))
+    assert (rows > found.threshold).sum() == 1
+    assert found.precision is None

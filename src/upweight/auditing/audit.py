@@ -63,7 +63,8 @@ class Summary:
     noise
         Estimated share of wrong targets among the judged rows; None where it was not estimated.
     precision
-        Expected share of truly wrong rows among those with a label flag, with an interval.
+        Expected share of truly wrong rows among those with a label flag, with an interval; None if
+        no more rows are flagged than look wrong in clean tables.
     recall
         Share of planted wrong labels that got a flag.
     expected

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 REACH = 8.0  # robust standard deviations where a number is squashed
 RIDGE = 0.02
 QUANTILE, NORMAL = 0.85, 1.4395  # P(|z| < 1.4395) = 0.85 for a normal z: one in seven may be wrong
-FENCE = 1.8
+FENCE = 2.0
 LEAST = 5.0
 DOUBTFUL = 5.0
 CHUNK = 2**16
@@ -77,7 +77,7 @@ def judge_cells(numeric: Floats, others: NDArray[np.floating]) -> Cells:
     Of columns without zeros and negative numbers it is the mean of the surprise of the number and
     of its logarithm, which sees numbers that are too small by a factor.
 
-    A row is flagged if its largest surprise is above max(5, Q3 (Q3 / Q1)^1.8), a fence as
+    A row is flagged if its largest surprise is above max(5, Q3 (Q3 / Q1)²), a fence as
     Tukey's for the logarithms of all rows.
 
     Parameters

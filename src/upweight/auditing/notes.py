@@ -30,12 +30,14 @@ def notes_of(
     *,
     quality: Mapping[str, float],
     flagged: int,
+    precision: object,
     coarse: bool,
     leaks: Sequence[Leak],
 ) -> list[str]:
     """Sentences, the most important first."""
     return [
         *_of_quality(judged, quality, flagged),
+        *_of_flags(precision, flagged),
         *_of_planting(judged),
         *_of_table(target, judged, coarse, leaks),
     ]
@@ -61,6 +63,14 @@ def _of_quality(judged: Judgement, quality: Mapping[str, float], flagged: int) -
         yield (
             f"{100 * flagged / len(judged.y):.0f} % of the rows were flagged. With so many, the "
             "model learns from wrong rows, too, and may mistake right for wrong."
+        )
+
+
+def _of_flags(precision: object, flagged: int) -> Iterator[str]:
+    if flagged and precision is None:
+        yield (
+            "So few targets were flagged that they may all be right: clean tables have as many "
+            "rows that look wrong."
         )
 
 

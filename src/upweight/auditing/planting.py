@@ -94,8 +94,8 @@ class Calibration:
     recall
         Share of the planted wrong targets that are above the threshold.
     precision
-        Expected share of truly wrong rows among the flagged, with an interval of 90 %; None if
-        nothing is flagged.
+        Expected share of truly wrong rows among the flagged, with an interval of 90 %; None if no
+        more are flagged than look wrong in clean tables.
     expected
         How many of the k most suspicious rows are expected to be wrong.
     """
@@ -160,7 +160,7 @@ def calibrate(
     low = np.maximum(np.minimum(low, best) - spare, 0)
     high = np.minimum(np.maximum(high, best) + spare, [flagged, *wanted])
     precision = None
-    if flagged:
+    if flagged > _hard(len(rows), np.array([flagged]), flagged)[0]:
         estimate, lowest, highest = (float(v[0]) / flagged for v in (best, low, high))
         precision = (estimate, lowest, highest)
     expected = tuple(

@@ -343,6 +343,7 @@ def _summary(found: _Found, rows: pd.DataFrame, findings: pd.DataFrame, steps: S
             judged,
             quality=quality,
             flagged=flagged,
+            precision=calibration.precision if calibration else (),
             coarse=found.twins.share > COARSE,
             leaks=found.leaks,
         ),

@@ -53,12 +53,12 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 
 # A script that fails, for a bound or otherwise, does not keep the others from running.
 bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
-	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining page; do \
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit page; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 bench-quick: $(VENV)/.stamp-package  ## our side of the benchmarks alone, on small settings; nothing is written
-	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining; do \
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py --quick || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import quality_by_damping, quality_by_seconds, seconds_of
+from page_audit import audit_part
 from sides import LIBRARIES, OWN
 from tables import HERE, RESULTS
 
@@ -134,7 +135,9 @@ def stamps(results: Mapping[str, dict[str, Any]]) -> str:
         if isinstance(of[OWN], str):  # of a result that is ours alone
             of = {OWN: of}
         shown = ", ".join(
-            f"{library} {of[library][library]}" for library in LIBRARIES if library in of
+            f"{library} {of[library][library]}"
+            for library in (*LIBRARIES, "cleanlab")
+            if library in of
         )
         torch = of[OWN]["torch"]
         rows.append([name, found["date"], found["machine"], f"{shown}; torch {torch}"])
@@ -353,11 +356,13 @@ def main() -> None:
     options = parser.parse_args()
     truth, mislabel = (load(options.results / f"{name}.json") for name in ("truth", "mislabel"))
     damping, retraining = (load(options.results / f"{n}.json") for n in ("damping", "retraining"))
+    audit = load(options.results / "audit.json")
     results = {
         "truth": truth,
         "wrong labels": mislabel,
         "damping": damping,
         "retraining": retraining,
+        "audit": audit,
     }
     head = HEAD.format(stamps=stamps(results))
     page = "\n\n".join(
@@ -367,6 +372,7 @@ def main() -> None:
             mislabel_part(mislabel, options.docs),
             damping_part(damping),
             retraining_part(retraining),
+            audit_part(audit, table),
         ]
     )
     path = options.docs / "benchmarks.md"

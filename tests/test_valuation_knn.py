@@ -180,6 +180,13 @@ def test_truncation_at_all_players_is_none():
     np.testing.assert_array_equal(knn_shapley(x, y, truncate=500), knn_shapley(x, y))
 
 
+def test_more_neighbours_can_be_kept_than_are_valued():
+    x, y = rows(40, ties=True)
+    judged = knn_judge(x, y, truncate=7, keep=20)
+    np.testing.assert_array_equal(judged.values, knn_shapley(x, y, truncate=7))
+    np.testing.assert_array_equal(judged.indices, knn_judge(x, y, keep=20).indices)
+
+
 @pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("block", [None, 45])
 @pytest.mark.parametrize("keep", [5, 39])  # 39: all players of the smaller of the blocks

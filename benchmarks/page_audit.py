@@ -90,7 +90,7 @@ def audit_part(found: dict[str, Any], table: Callable[[list[str], list[list[str]
     ]
     kept = sum(check["ok"] for check in checks)
     parts += [
-        "### What was promised",
+        "### Bounds",
         f"{kept} of {len(checks)} bounds are kept. *Behind the best* is the best single signal or "
         "cleanlab minus the suspicion, in AUC.",
         table(["", "bound", "reached", "kept"], rows),

@@ -124,9 +124,10 @@ def _stand_out(
         value = features.numeric[place, j]
         if np.isnan(value):
             continue
-        column = features.numeric[:, j]
-        known = column[~np.isnan(column)]
-        lower = (known < value).mean() + 0.5 * ((known == value).mean())
+        known = evidence.ascending[j]
+        # equal numbers count half
+        lower = np.searchsorted(known, value, "left") + np.searchsorted(known, value, "right")
+        lower = lower / (2 * len(known))
         expected = number(cells.expected[place, j])
         shown = _shown(frame, name, row)
         cell = StandOut(name, shown, float(lower), expected, by_column.get(name))

@@ -17,7 +17,7 @@ from torch import nn
 from upweight.auditing.crossvalidated import CrossValidated, skorch_net
 from upweight.auditing.effects import Effects, row_effects
 from upweight.auditing.inputs import Inputs, read_inputs
-from upweight.auditing.judging import Judgement, Other, judge
+from upweight.auditing.judging import SUSPICIOUS, Judgement, Other, judge
 from upweight.auditing.modules import OPTIONS, ModuleFit, ModuleJudge
 from upweight.auditing.networks import CrossFit, Problem
 from upweight.auditing.settings import AuditSettings
@@ -26,7 +26,6 @@ from upweight.tables import Task
 
 __all__ = ["LabelAudit"]
 
-SUSPICIOUS = 0.9  # where no planted faults tell a threshold
 LEAST = {"folds": 2, "networks": 1, "trees": 20, "neighbours": 1, "planted": 0, "seed": 0}
 
 
@@ -102,9 +101,10 @@ class LabelAudit(BaseEstimator):
         The most probable label, in the type of y; in regression ŷ.
     expected_precision_ : tuple of 3 floats, or None
         Expected share of truly wrong rows among the flagged: estimate, and an interval of 90 %.
-        None where nothing is flagged, or nothing was planted.
+        None where nothing was planted, or no more are flagged than look wrong in clean tables.
     noise_ : float or None
-        Estimated share of wrong labels; None where nothing was planted.
+        Estimated share of wrong labels; None where nothing was planted, or planted labels look like
+        any other.
     threshold_ : float
         0.9 where nothing was planted.
     judges_ : dict of str to ndarray
@@ -288,7 +288,7 @@ class LabelAudit(BaseEstimator):
         self.proposed_ = best if labels is None else labels.classes[labels.order][best.argmax(1)]
         calibration = judged.calibration() if len(judged.planted) else None
         self.threshold_ = SUSPICIOUS if calibration is None else calibration.threshold
-        self.label_flag_ = (judged.suspicion > self.threshold_) & judged.disputed
+        self.label_flag_ = judged.flags(calibration)
         self.noise_ = None if calibration is None else calibration.noise
         self.expected_precision_ = None if calibration is None else calibration.precision
 

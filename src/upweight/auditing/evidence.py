@@ -54,6 +54,12 @@ class Evidence:
         out[self.rows] = np.arange(len(self.rows))
         return out
 
+    @cached_property
+    def ascending(self) -> list[NDArray[np.float64]]:
+        """Known numbers of each numeric column, in ascending order."""
+        columns = self.features.numeric.T
+        return [np.sort(column[~np.isnan(column)]) for column in columns]
+
     def given(self, at: int) -> str:
         """Target of a judged row, as text."""
         value = self.judged.y[at]

@@ -17,10 +17,6 @@ __all__ = ["COLUMNS", "findings_of"]
 
 COLUMNS = ("row", "name", "kind", "score", "given", "proposed", "column", "evidence")
 EXTREME = 10  # rows that help or harm most
-ORDER: tuple[FindingKind, ...] = (
-    "leakage", "label", "features", "conflict", "duplicate", "near-duplicate", "harmful",
-    "helpful", "no-target",
-)  # fmt: skip
 
 Line = dict[str, Any]
 

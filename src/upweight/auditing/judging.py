@@ -22,11 +22,12 @@ from upweight.auditing.steps import Steps
 from upweight.tables import Task
 from upweight.valuation import data_oob, knn_judge, knn_proba
 
-__all__ = ["Judgement", "Other", "judge"]
+__all__ = ["SUSPICIOUS", "Judgement", "Other", "judge"]
 
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 
+SUSPICIOUS = 0.9  # where no planted faults tell a threshold
 VOTES = 10  # neighbours whose labels count
 KEPT = 20  # neighbours that are kept: to show, and to vote again
 TRUNCATED = 100  # neighbours with a share in KNN-Shapley beyond 20,000 rows: error ≤ 1/100
@@ -120,6 +121,11 @@ class Judgement:
     def disputed(self) -> NDArray[np.bool_]:
         """(n,) whether another class is more probable than the given one; in regression all."""
         return _disputed(self.blend, self.y, self.task)
+
+    def flags(self, calibration: Calibration | None) -> NDArray[np.bool_]:
+        """(n,) rows above the threshold, 0.9 without planted faults, that are disputed."""
+        threshold = SUSPICIOUS if calibration is None else calibration.threshold
+        return (self.suspicion > threshold) & self.disputed
 
     def calibration(self, first: tuple[int, ...] = ()) -> Calibration:
         """What the suspicion means, by the planted faults."""

@@ -12,12 +12,15 @@ from upweight.tables import Column, Features, Target, Task
 
 __all__ = ["AuditPlan", "plan_of"]
 
-# Measured on one core (benchmarks/audit.py). The true figures may be half or twice of it.
+# From the steps of 20,000 rows on one core (benchmarks/results/audit.json); other tables may take
+# half or twice of it.
 DISTANCE = 1.2e-10  # seconds per pair of rows and feature
 SORTED = 1.0e-8  # per pair of rows
-TREE = 2.5e-7  # per row, tree and doubling of the rows
+TREE = 3e-8  # per row, tree and doubling of the rows
 MULTIPLIED = 8e-11  # per product of a network
-EFFECT = 4e-9
+EFFECT = 4e-8  # per row, fold and weight
+LOOKED = 2.5e-9  # the same, of the rows that details are searched in
+COPIES = 3  # of what is kept, at the peak
 BLOCK, SAMPLED, SEARCHED, DRAWN = 50_000, 20_000, 5_000, 50_000
 
 
@@ -99,11 +102,13 @@ def plan_of(
         ("cells", n * d * 2e-8 + d**3 * 1e-9),
     ]
     if settings.influence:
-        steps.append(("influence", 1 + settings.folds * n * products * EFFECT / 10))
-        steps.append(("details", 1 + settings.folds * min(n, SAMPLED) * products * EFFECT / 10))
+        asked = settings.folds if n <= BLOCK else min(settings.folds, 2)
+        steps.append(("influence", 1 + asked * n * products * EFFECT))
+        steps.append(("details", 1 + settings.folds * min(n, SAMPLED) * products * LOOKED))
     stored = n * (4 * d + 8 * len(features.numeric_columns) + 4 * outputs * (3 + networks) + 400)
     working = 2**29 + 8 * n * outputs
-    return AuditPlan(columns, target.task, target.classes, rows, n, d, steps, int(stored + working))
+    memory = int(COPIES * stored + working)
+    return AuditPlan(columns, target.task, target.classes, rows, n, d, steps, memory)
 
 
 def _forest(n: int, trees: int) -> float:

@@ -230,18 +230,14 @@ def _effects(
 
 def _rows(table: Table, found: _Found) -> pd.DataFrame:
     ready, judged, cells = found.ready, found.judged, found.cells
-    calibration, twins = found.calibration, found.twins
-    n, rows = len(table.frame), ready.rows
-    suspicion = judged.suspicion
-    flags = suspicion > (calibration.threshold if calibration else 0.9)
-    flags &= judged.disputed
+    twins, n, rows = found.twins, len(table.frame), ready.rows
     names = ready.features.numeric_columns
     suspect = np.array([*names, None], dtype=object)
     columns: dict[str, Any] = {
         "row": np.arange(n),
         "name": names_of(table, ready.columns),
-        "suspicion": _spread(suspicion, rows, n),
-        "label_flag": _flags(flags, rows, n),
+        "suspicion": _spread(judged.suspicion, rows, n),
+        "label_flag": _flags(judged.flags(found.calibration), rows, n),
         **_targets(ready, judged, n),
         "feature_suspicion": _spread(cells.suspicion, rows, n),
         "feature_flag": _flags(cells.flags, rows, n),

@@ -46,9 +46,7 @@ def write_csv(path: Path, table: pd.DataFrame | None = None) -> Path:
     return path
 
 
-def quick_audit(
-    table: Table, settings: AuditSettings, *, steps: Steps, progress: bool = False
-) -> Audit:
+def quick_audit(table: Table, settings: AuditSettings, *, steps: Steps) -> Audit:
     """Flags by the forest and the neighbours; with the columns that an audit has."""
     columns = plan_columns(
         table.frame,

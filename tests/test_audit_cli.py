@@ -204,7 +204,7 @@ def test_another_table_of_the_same_name_is_refused(
 def test_ctrl_c_leaves_what_the_same_command_resumes(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stops(table: Any, settings: Any, *, steps: Any, progress: bool) -> Any:
+    def stops(table: Any, settings: Any, *, steps: Any) -> Any:
         steps.run("features", lambda: {"x": np.full((80, 2), 0.5)})
         raise KeyboardInterrupt
 
@@ -220,7 +220,7 @@ def test_ctrl_c_leaves_what_the_same_command_resumes(
 
     resumed: list[str] = []
 
-    def goes_on(table: Any, settings: Any, *, steps: Any, progress: bool) -> Any:
+    def goes_on(table: Any, settings: Any, *, steps: Any) -> Any:
         found = quick_audit(table, settings, steps=steps)
         resumed.extend(steps.resumed)
         return found

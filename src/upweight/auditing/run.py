@@ -119,9 +119,7 @@ def plan_audit(table: Table, settings: AuditSettings) -> AuditPlan:
     return plan_of(ready.columns, ready.target, ready.features, settings, len(table.frame))
 
 
-def run_audit(
-    table: Table, settings: AuditSettings, *, steps: Steps, progress: bool = False
-) -> Audit:
+def run_audit(table: Table, settings: AuditSettings, *, steps: Steps) -> Audit:
     """Judge every row of a table, find what is wrong, and say why.
 
     Parameters
@@ -132,8 +130,6 @@ def run_audit(
         How.
     steps
         Keeps what was computed, so that an interrupted audit goes on where it stopped.
-    progress
-        Unused: the bar belongs to `steps`.
 
     Raises
     ------

@@ -151,7 +151,7 @@ def execute(
     if folder is None:
         plan = plan_audit(table, settings)
         with Steps(estimates=dict(plan.steps), progress=progress) as steps:
-            return Outcome(run_audit(table, settings, steps=steps, progress=progress))
+            return Outcome(run_audit(table, settings, steps=steps))
     config = Config.of(table.source, settings)
     state, there = state_of(folder)
     if state == "finished" and there and not overwrite and not differences(there, config):
@@ -162,7 +162,7 @@ def execute(
     try:
         estimates = dict(plan.steps)
         with Steps(folder, config.digest, estimates=estimates, progress=progress) as steps:
-            found = run_audit(table, settings, steps=steps, progress=progress)
+            found = run_audit(table, settings, steps=steps)
         save(found, folder, overwrite=True, extra=lambda stage: write_pages(found, stage))
     except BaseException:
         give_up(folder, made)

@@ -10,7 +10,7 @@ layer, q groups of a convolution, each with o outputs and i columns of ã.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from upweight.curvature.form import OutputForm
 from upweight.curvature.sites import Call, Layer, Site, find_sites
-from upweight.risk import CHUNK_BYTES, EmpiricalRisk
+from upweight.risk import CHUNK_BYTES, Chunk, EmpiricalRisk
 
 __all__ = ["Capture", "DeclinedCallError", "Piece", "find_capture"]
 
@@ -134,6 +134,12 @@ class Capture:
 
         return self.risk.autodiff.rows(one, cotangents, what=what)
 
+    def over(self, risk: EmpiricalRisk) -> Capture:
+        """The same sites on other rows, or with another loss, of the same model."""
+        other = Capture(risk, self.sites)
+        other.row_numbers = self.row_numbers
+        return other
+
     def visit(self, form: OutputForm, add: Callable[[Piece], None]) -> None:
         """Call `add` with ã and g of all rows: once for each chunk and some of its roots S.
 
@@ -142,20 +148,36 @@ class Capture:
         DeclinedCallError
             If rows go another way through the model than the probed ones.
         """
+        for _, piece in self.pieces(form):
+            add(piece)
+
+    def pieces(self, form: OutputForm, row_bytes: float = 0.0) -> Iterator[tuple[Chunk, Piece]]:
+        """ã and g of all rows in order: a piece for each chunk and some of its roots S.
+
+        `row_bytes` is what the caller makes of each row, to be counted with the memory of a chunk.
+        """
         size, (inputs, outputs) = self.risk.dtype.itemsize, self.row_numbers
         per_root = 2 * outputs * size + self.risk.activation_bytes
-        row_bytes = 2 * inputs * size + min(form.root_count, ROOTS) * per_root
+        own = 2 * inputs * size + min(form.root_count, ROOTS) * per_root
         theta = self.risk.model.parameters()
-        with self.risk.model.evaluating(), self.installed():
-            for chunk in self.risk.chunks(max(row_bytes, CHUNK_BYTES / SUMMED_ROWS)):
+        for chunk in self.risk.chunks(max(row_bytes + own, CHUNK_BYTES / SUMMED_ROWS)):
+            # left before every yield: what the caller does meanwhile is not ours to switch
+            with self._running():
                 output, calls = self.run(theta, chunk.batch, len(chunk))
                 roots = form.roots(chunk, output.detach()).transpose(0, 1)  # (K, b, *o)
                 extended = self._extended(calls, len(chunk))
-                together = max(1, int(CHUNK_BYTES / (len(chunk) * per_root)))
-                for at, some in enumerate(roots.split(together)):
-                    shifts = [call.shift for call in calls]
+            shifts = [call.shift for call in calls]
+            together = max(1, int(CHUNK_BYTES / (len(chunk) * per_root)))
+            for at, some in enumerate(roots.split(together)):
+                with self._running():
                     pulled = self.pull(output, shifts, some, "derivatives by outputs of layers")
-                    add(Piece(extended, self._slopes(calls, pulled, len(chunk)), at == 0))
+                    piece = Piece(extended, self._slopes(calls, pulled, len(chunk)), at == 0)
+                yield chunk, piece
+
+    @contextmanager
+    def _running(self) -> Generator[None]:
+        with self.risk.model.evaluating(), self.installed():
+            yield
 
     def _extended(self, calls: Sequence[Call], b: int) -> list[Tensor | None]:
         own = [[call for call in calls if call.module in site.modules] for site in self.sites]

@@ -10,12 +10,23 @@ place with the sign and the scale of a score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from upweight.curvature import KroneckerInverse
+from upweight.layerwise import (
+    Held,
+    LayerGradients,
+    against_rows,
+    blocks_of_parts,
+    column_queries,
+    factored_error,
+    held_queries,
+    own_influence,
+)
 from upweight.operator import LinearOperator
 from upweight.risk import Chunk, EmpiricalRisk
 
@@ -29,6 +40,7 @@ __all__ = [
 ]
 
 Mode = Literal["up", "perturbation"]
+Blocks = Iterator[tuple[slice, slice, int, Tensor]]
 
 # Solved test gradients (C + λI)⁻¹ g_test that are held at once.
 SOLVED_BYTES = 2**30
@@ -40,19 +52,84 @@ def influence_blocks(
     test: EmpiricalRisk,
     mode: Mode,
     parts: Sequence[Tensor] | None = None,
-) -> Iterator[tuple[slice, slice, int, Tensor]]:
+    *,
+    shards: Sequence[slice] | None = None,
+    done: Callable[[slice, slice], bool] | None = None,
+) -> Blocks:
     """I in blocks: (test rows, training rows, 0, (rows, b) or (rows, b, ...x)).
 
     Test gradients are solved once each. The training rows are passed once for all the solved test
-    gradients that fit into `SOLVED_BYTES`.
+    gradients that fit into memory. An inverse by layers is met by what goes in and out of layers,
+    any other by gradients of all parameters.
 
     With `parts`, positions in θ, there is a block for each, with its index in place of 0: the sum
     over these positions alone of (C + λI)⁻¹ g_test[j] times g_train[i].
+
+    With `shards`, consecutive slices of all training rows, no block crosses the border of two, and
+    the numbers of one do not depend on the others. ``done(test rows, shard)`` says which to leave
+    out.
     """
+    pieces = [slice(0, train.n)] if shards is None else shards
+
+    def wanted(rows: slice) -> list[slice]:
+        return [piece for piece in pieces if done is None or not done(rows, piece)]
+
+    inner = _by_layers(inverse)
+    blocks = None if inner is None or not parts else blocks_of_parts(inner.curvature, parts)
+    if inner is not None and mode == "up" and (parts is None or blocks is not None):
+        _certify(inverse, test)
+        for held in held_queries(inner, test, train.n):
+            _tell(inverse, held, LayerGradients(inner.curvature, train))
+            for piece in wanted(held.rows):
+                gradients = LayerGradients(inner.curvature, _only_rows(train, piece))
+                for columns, at, block in against_rows(held, gradients, blocks, piece.start):
+                    yield held.rows, columns, at, block
+        return
     for rows, gradients in gathered_gradients(test):
-        solved = inverse @ gradients.T  # (p, rows)
-        for columns, at, block in _against_train(train, solved, mode, parts):
-            yield rows, columns, at, block
+        if left := wanted(rows):
+            solved = inverse @ gradients.T  # (p, rows)
+            for piece in left:
+                some = _only_rows(train, piece)
+                for columns, at, block in _against_train(some, solved, mode, parts, piece.start):
+                    yield rows, columns, at, block
+
+
+def _only_rows(train: EmpiricalRisk, piece: slice) -> EmpiricalRisk:
+    if piece == slice(0, train.n):
+        return train
+    return train.with_rows(train.rows.subset(range(piece.start, piece.stop)))
+
+
+def _by_layers(inverse: LinearOperator) -> KroneckerInverse | None:
+    """The blocks by layers that an inverse is, or None."""
+    inner = getattr(inverse, "inner", inverse)
+    return inner if isinstance(inner, KroneckerInverse) else None
+
+
+def _tell(inverse: Any, held: Held, train: LayerGradients) -> None:
+    """Write into the certificate how test rows are held, and what is lost by it."""
+    certificate = getattr(inverse, "certificate", None)
+    if certificate is None:
+        return
+    certificate.facts.update(held.facts)
+    error = factored_error(held, train)
+    if error is not None:
+        certificate.facts["error of factored scores"] = f"{error:.2g}, measured on some pairs"
+
+
+def _certify(inverse: Any, test: EmpiricalRisk) -> None:
+    """Measure residuals of some test rows, which are solved for as vectors of all parameters."""
+    budget = int(getattr(inverse, "budget", 0))
+    count = min(test.n, budget)
+    if count:
+        chosen = torch.linspace(0, test.n - 1, count).round().long().tolist()
+        few = test.with_rows(test.rows.subset(chosen))
+        for chunk, gradients in few.row_gradients():
+            _check_finite(gradients, chunk.start, "test")
+            _ = inverse @ gradients.T
+    certificate = getattr(inverse, "certificate", None)
+    if certificate is not None:
+        certificate.add(torch.empty(0), test.n - count)
 
 
 def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
@@ -73,13 +150,18 @@ def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _against_train(
-    train: EmpiricalRisk, solved: Tensor, mode: Mode, parts: Sequence[Tensor] | None
+    train: EmpiricalRisk,
+    solved: Tensor,
+    mode: Mode,
+    parts: Sequence[Tensor] | None,
+    start: int,
 ) -> Iterator[tuple[slice, int, Tensor]]:
     if mode == "up":
         row_bytes = 2 * solved.shape[1] * solved.dtype.itemsize
         for chunk, gradients in train.row_gradients(row_bytes):
-            _check_finite(gradients, chunk.start, "training")
-            columns, g = slice(chunk.start, chunk.stop), gradients.T.to(solved.dtype)  # (p, b)
+            _check_finite(gradients, start + chunk.start, "training")
+            columns = slice(start + chunk.start, start + chunk.stop)
+            g = gradients.T.to(solved.dtype)  # (p, b)
             # I = Xᵀ Gᵀ                                                (rows, p) × (p, b)
             if parts is None:
                 yield columns, 0, solved.T @ g
@@ -90,14 +172,16 @@ def _against_train(
     for at, entries in enumerate([None] if parts is None else parts):
         # a pass for every part: side by side they would take as many times the memory
         own = solved if entries is None else _only(solved, entries)
-        for chunk, slopes in _finite_slopes(train, own):
-            yield slice(chunk.start, chunk.stop), at, slopes
+        for chunk, slopes in _finite_slopes(train, own, start):
+            yield slice(start + chunk.start, start + chunk.stop), at, slopes
 
 
-def _finite_slopes(train: EmpiricalRisk, solved: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
+def _finite_slopes(
+    train: EmpiricalRisk, solved: Tensor, start: int = 0
+) -> Iterator[tuple[Chunk, Tensor]]:
     for chunk, slopes in train.feature_gradients(solved):
         kind = "the derivative of its gradient by its features"
-        _check_finite(slopes.transpose(0, 1), chunk.start, "training", kind)
+        _check_finite(slopes.transpose(0, 1), start + chunk.start, "training", kind)
         yield chunk, slopes
 
 
@@ -137,6 +221,11 @@ def mean_influence(
 ) -> Tensor:
     """1/m Σ_j I[j, i], (n,) or (n, ...x), by one solve with the mean test gradient."""
     solved = inverse @ mean_gradient(test)[:, None]  # (p, 1)
+    inner = _by_layers(inverse)
+    if mode == "up" and inner is not None:
+        held = column_queries(inner.curvature, solved)
+        gradients = LayerGradients(inner.curvature, train)
+        return torch.cat([block[0] for _, _, block in against_rows(held, gradients)])
     if mode == "up":
         found = train.matmul(solved)
         _check_finite(found, 0, "training")
@@ -146,6 +235,10 @@ def mean_influence(
 
 def self_influence(inverse: LinearOperator, rows: EmpiricalRisk) -> Tensor:
     """g_iᵀ (C + λI)⁻¹ g_i for every row, (n,)."""
+    inner = _by_layers(inverse)
+    if inner is not None:
+        _certify(inverse, rows)
+        return own_influence(inner, rows)
     parts: list[Tensor] = []
     for chunk, gradients in rows.row_gradients():
         _check_finite(gradients, chunk.start, "training")

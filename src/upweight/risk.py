@@ -232,15 +232,15 @@ class EmpiricalRisk:
 
         `row_bytes` is what the caller makes of each row, to be counted with the memory of a chunk.
         """
-        theta = self.model.parameters()
         own = 2 * self.p * self.dtype.itemsize + 2 * self.activation_bytes
         for chunk in self.chunks(row_bytes + own):
             # left before every yield: what the caller does meanwhile is not ours to switch
             with self.model.evaluating():
-                gradients = self._chunk_gradients(theta, chunk)
+                gradients = self.chunk_gradients(chunk)
             yield chunk, gradients
 
-    def _chunk_gradients(self, theta: Any, chunk: Chunk) -> Tensor:
+    def chunk_gradients(self, chunk: Chunk) -> Tensor:
+        """∇ℓ_i for the rows of a chunk, (b, p); inside ``model.evaluating()``."""
         taps = self.taps()
         if taps is not None:
             rows = taps.attempt(lambda t: row_gradients(t, chunk))
@@ -251,6 +251,7 @@ class EmpiricalRisk:
             batch = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, row)
             return gradient(lambda t: self.batch_losses(t, batch).sum())(theta)
 
+        theta = self.model.parameters()
         return self.model.flatten(
             self.autodiff.rows(one, chunk.batch, what="gradients of single rows")
         )

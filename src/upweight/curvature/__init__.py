@@ -1,6 +1,6 @@
 """Curvature of the mean training loss, as operators: exact, and by Kronecker factors."""
 
 from upweight.curvature.exact import GGN, Fisher, Hessian
-from upweight.curvature.kronecker import KroneckerCurvature
+from upweight.curvature.kronecker import KroneckerCurvature, KroneckerInverse
 
-__all__ = ["GGN", "Fisher", "Hessian", "KroneckerCurvature"]
+__all__ = ["GGN", "Fisher", "Hessian", "KroneckerCurvature", "KroneckerInverse"]

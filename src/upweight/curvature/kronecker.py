@@ -26,13 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from upweight.curvature import form as forms
-from upweight.curvature.capture import Capture, DeclinedCallError, find_capture
+from upweight.curvature.capture import Capture, DeclinedCallError, Piece, find_capture
 from upweight.curvature.exact import GGN, Fisher
 from upweight.curvature.moments import Corrections, Factors
 from upweight.curvature.rotated import Block, Kind, Rotated
@@ -42,7 +44,7 @@ from upweight.losses import Categorical, OutputDistribution, output_distribution
 from upweight.operator import BlockDiagonal, LinearOperator, wide
 from upweight.risk import CHUNK_BYTES, EmpiricalRisk
 
-__all__ = ["KroneckerCurvature"]
+__all__ = ["KroneckerCurvature", "KroneckerInverse"]
 
 # Parameters without Kronecker factors: up to so many in one module get a dense block.
 DENSE_SIZE = 512
@@ -70,6 +72,9 @@ class KroneckerCurvature(LinearOperator):
         For ``"sampled"``: labels per row, and the seed.
     distribution
         The distribution of labels, where `Fisher` cannot know it from the loss.
+    correction_rows
+        For EK-FAC: how many rows, drawn at random with `seed`, the eigenvalues Λ are the mean over;
+        a number, or a share below 1. Default: all. A and G are means over all rows.
     other
         What parameters without Kronecker factors get: a ``"dense"`` block, a ``"diagonal"`` one, or
         by their number (``"auto"``); ``"refuse"`` raises instead.
@@ -77,7 +82,9 @@ class KroneckerCurvature(LinearOperator):
     Attributes
     ----------
     blocks
-        Every parameter is in exactly one of these.
+        Every parameter is in exactly one of these: those of `capture.sites`, then those of `rests`.
+    capture, rests
+        The layers with Kronecker factors, and the modules of all other parameters.
     coverage, shares
         The share of θ that has Kronecker factors, and the shares of all kinds of blocks.
     notes
@@ -113,6 +120,7 @@ class KroneckerCurvature(LinearOperator):
         samples: int = 1,
         seed: int = 0,
         distribution: OutputDistribution | None = None,
+        correction_rows: int | float | None = None,
         other: Literal["auto", "dense", "diagonal", "refuse"] = "auto",
     ) -> None:
         super().__init__(risk.p, risk.dtype, risk.device)
@@ -125,11 +133,12 @@ class KroneckerCurvature(LinearOperator):
         self.name = "ekfac" if corrected else "kfac"
         self.notes: list[str] = []
         self.passes = 0
+        self._correcting = _rows_to_correct(risk.n, correction_rows, seed)
         self._rooted = _Rooted(fisher, samples, seed, distribution)
         self._form = self._rooted.form(risk)
         capture, reasons = find_capture(risk)
         if other == "refuse":
-            self._others(reasons, other)  # before any pass over the rows
+            _find_rests(risk, reasons, other)  # before any pass over the rows
         found: list[Block] | None = None
         while found is None:
             try:
@@ -137,10 +146,13 @@ class KroneckerCurvature(LinearOperator):
             except DeclinedCallError as declined:  # not on the probed rows, but on these
                 capture, more = capture.without(capture.using(declined))
                 reasons |= more
-        self.blocks = (*found, *self._others(reasons, other))
-        self._whole = self._diagonal_of([block.operator for block in self.blocks])
+        self.capture = capture
+        self.rests = _find_rests(risk, reasons, other)
+        self.blocks = (*found, *self._others())
 
-    def _diagonal_of(self, operators: Sequence[Rotated]) -> BlockDiagonal:
+    @cached_property
+    def _whole(self) -> BlockDiagonal:
+        operators = [block.operator for block in self.blocks]
         return BlockDiagonal(operators, [block.entries for block in self.blocks])
 
     # --- as an operator --------------------------------------------------------------------------
@@ -168,8 +180,12 @@ class KroneckerCurvature(LinearOperator):
         return self.shares["kronecker"]
 
     def inverse(
-        self, damping: float, *, relative: Literal["global", "layer"] | None = None
-    ) -> LinearOperator:
+        self,
+        damping: float,
+        *,
+        relative: Literal["global", "layer"] | None = None,
+        factored: float | None = None,
+    ) -> KroneckerInverse:
         """(C_h + λ_h I)⁻¹ block by block, from the eigenvalues that are known.
 
         Parameters
@@ -179,6 +195,8 @@ class KroneckerCurvature(LinearOperator):
         relative
             None: λ_h = λ. ``"global"``: λ times the mean of all eigenvalues of C. ``"layer"``: λ
             times the mean eigenvalue of C_h.
+        factored
+            For scores: see `KroneckerInverse`.
 
         Raises
         ------
@@ -189,7 +207,7 @@ class KroneckerCurvature(LinearOperator):
         check_damping(damping)
         if relative not in (None, "global", "layer"):
             raise ValueError(f"expected relative=None, 'global' or 'layer'; got {relative!r}")
-        inverted: list[Rotated] = []
+        weights: list[Tensor] = []
         for block, own in zip(self.blocks, self.dampings(damping, relative), strict=True):
             values = block.operator.values + own
             lowest, highest = (float(v) for v in values.aminmax())
@@ -201,8 +219,8 @@ class KroneckerCurvature(LinearOperator):
                     f"singular to working precision: its eigenvalues lie between {lowest:.3g} and "
                     f"{highest:.3g}. Use a larger damping"
                 )
-            inverted.append(block.operator.with_values(values.reciprocal()))
-        return self._diagonal_of(inverted)
+            weights.append(values.reciprocal())
+        return KroneckerInverse(self, weights, factored)
 
     def dampings(self, damping: float, relative: Literal["global", "layer"] | None) -> list[float]:
         """λ_h for every block, as in `inverse`."""
@@ -217,7 +235,7 @@ class KroneckerCurvature(LinearOperator):
     # --- blocks with Kronecker factors -----------------------------------------------------------
 
     def _captured(self, capture: Capture) -> list[Block]:
-        sums = Factors(self.risk, capture, keep=self.corrected)
+        sums = Factors(self.risk, capture, keep=self.corrected and self._correcting is None)
         capture.visit(self._form, sums.add)
         self.passes += 1
         vectors: list[tuple[Tensor, Tensor]] = []
@@ -234,55 +252,57 @@ class KroneckerCurvature(LinearOperator):
             vectors.append((u_g.to(self.dtype), u_a.to(self.dtype)))
             spectra.append(s_g.clamp(min=0)[:, :, None] * s_a.clamp(min=0)[:, None])
         if self.corrected:
-            corrections = Corrections(self.risk, vectors)
-            if sums.kept is None:
-                capture.visit(self._form, corrections.add)
-                self.passes += 1
-            else:
-                for piece in sums.kept:
-                    corrections.add(piece)
-            spectra = [total / self.risk.n for total in corrections.totals]
+            spectra = self._corrected(capture, vectors, sums.kept)
         blocks: list[Block] = []
         for site, (u_g, u_a), values in zip(capture.sites, vectors, spectra, strict=True):
             _check_finite(site.name, values)
             operator = Rotated(u_g, u_a, values.to(self.dtype))
-            blocks.append(Block(site.name, "kronecker", site.entries, operator))
+            blocks.append(Block(site.name, "kronecker", operator, lambda s=site: s.entries))
         return blocks
+
+    def _corrected(
+        self,
+        capture: Capture,
+        vectors: Sequence[tuple[Tensor, Tensor]],
+        kept: Sequence[Piece] | None,
+    ) -> list[Tensor]:
+        """Λ of every site, from the pieces of all rows, or from a pass over all or some of them."""
+        corrections = Corrections(self.risk, vectors)
+        if self._correcting is not None:
+            some = self.risk.with_rows(self.risk.rows.subset(self._correcting))
+            capture.over(some).visit(self._rooted.form(some), corrections.add)
+            self.passes += 1
+            return [total / some.n for total in corrections.totals]
+        if kept is None:
+            capture.visit(self._form, corrections.add)
+            self.passes += 1
+        for piece in kept or ():
+            corrections.add(piece)
+        return [total / self.risk.n for total in corrections.totals]
 
     # --- all other blocks ------------------------------------------------------------------------
 
-    def _others(
-        self, reasons: Mapping[str, str], other: Literal["auto", "dense", "diagonal", "refuse"]
-    ) -> list[Block]:
-        rest = _find_rest(self.risk, reasons, other)
-        for one in rest:
-            what = (
-                f"{one.name} ({one.type}): {one.local}, {one.size} of {self.size} parameters, have "
-                f"no Kronecker factors: {one.reason}"
-            )
-            choose = "leave them out with parameters=, or use curvature='ggn' with a solver"
-            if other == "refuse":
-                raise ValueError(
-                    f"{what}. Pass other='auto' for an exact block of their own, {choose}"
-                )
+    def _others(self) -> list[Block]:
+        rests = self.rests
+        for one in rests:
             if one.kind == "dense":
-                self.notes.append(f"{what}. They have an exact dense block of their own")
+                self.notes.append(f"{one.told}. They have an exact dense block of their own")
             else:
                 self.notes.append(
-                    f"{what}. They have the exact diagonal alone; pass other='dense' for the whole "
-                    f"block, {choose}"
+                    f"{one.told}. They have the exact diagonal alone; pass other='dense' for the "
+                    f"whole block, {CHOOSE}"
                 )
         most = CHUNK_BYTES / (2 * self._form.root_count * self.dtype.itemsize)
         blocks: list[Block] = []
-        for some in groups([one.size for one in rest], most) if rest else ():
-            blocks += self._exact([rest[at] for at in some])
+        for some in groups([one.size for one in rests], most) if rests else ():
+            blocks += self._exact([rests[at] for at in some])
         return blocks
 
-    def _exact(self, rest: Sequence[_Rest]) -> list[Block]:
+    def _exact(self, rest: Sequence[Rest]) -> list[Block]:
         """Blocks of C = RᵀR itself, or its diagonal, from the rows R of these parameters alone."""
         kind = wide(self.dtype, self.device)
         risk = self.risk.restricted([name for one in rest for name in one.names])
-        places = [_places(risk, one.names).to(self.device) for one in rest]
+        places = [one.places(risk).to(self.device) for one in rest]
         sums: list[Tensor] = []
         for one in rest:
             shape = (one.size, one.size) if one.kind == "dense" else (one.size,)
@@ -302,13 +322,64 @@ class KroneckerCurvature(LinearOperator):
                 values, vectors = torch.linalg.eigh(total)
                 vectors = vectors[None].to(self.dtype)  # (1, o, o)
             values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
-            entries = _places(self.risk, one.names)
-            blocks.append(Block(one.name, one.kind, entries, Rotated(vectors, None, values)))
+            operator = Rotated(vectors, None, values)
+            blocks.append(Block(one.name, one.kind, operator, lambda r=one: r.places(self.risk)))
         return blocks
 
 
+class KroneckerInverse(LinearOperator):
+    """(C_h + λ_h I)⁻¹ block by block.
+
+    Parameters
+    ----------
+    curvature
+        C.
+    weights
+        1/(Λ + λ_h) for every block, (q, o, i).
+    factored
+        With which relative error scores may take the weights as sums of products; None: not.
+    """
+
+    semidefinite = True
+
+    def __init__(
+        self,
+        curvature: KroneckerCurvature,
+        weights: Sequence[Tensor],
+        factored: float | None = None,
+    ) -> None:
+        super().__init__(curvature.size, curvature.dtype, curvature.device)
+        self.curvature = curvature
+        self.weights = tuple(weights)
+        self.factored = factored
+
+    @cached_property
+    def _whole(self) -> BlockDiagonal:
+        """For vectors of all parameters; scores need none."""
+        return BlockDiagonal(
+            [self.block(at) for at in range(len(self.weights))],
+            [block.entries for block in self.curvature.blocks],
+        )
+
+    def block(self, at: int) -> Rotated:
+        """(C_h + λ_h I)⁻¹ alone."""
+        return self.curvature.blocks[at].operator.with_values(self.weights[at])
+
+    def _apply(self, columns: Tensor) -> Tensor:
+        return self._whole @ columns
+
+    def _dense(self, block: int = 1024) -> Tensor:
+        return self._whole.dense()
+
+    def _diagonal(self, block: int = 1024) -> Tensor:
+        return self._whole.diagonal()
+
+
+CHOOSE = "leave them out with parameters=, or use curvature='ggn' with a solver"
+
+
 @dataclass(frozen=True)
-class _Rest:
+class Rest:
     """Parameters of one module that have no Kronecker factors, with their block and the reason."""
 
     name: str
@@ -317,35 +388,58 @@ class _Rest:
     size: int
     kind: Kind
     reason: str
+    told: str
 
-    @property
-    def local(self) -> str:
-        """The names of the parameters in their module."""
-        return ", ".join(name.rpartition(".")[2] for name in self.names)
+    def places(self, risk: EmpiricalRisk) -> Tensor:
+        """The entries that they have among the parameters of a risk, in order."""
+        parts: list[Tensor] = []
+        start = 0
+        for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
+            if name in self.names:
+                parts.append(torch.arange(start, start + size))
+            start += size
+        return torch.cat(parts)
 
 
-def _find_rest(risk: EmpiricalRisk, reasons: Mapping[str, str], other: str) -> list[_Rest]:
+def _find_rests(risk: EmpiricalRisk, reasons: Mapping[str, str], other: str) -> list[Rest]:
     owned: dict[str, list[str]] = {}
     for name in risk.model.names:
         if name in reasons:
             owned.setdefault(name.rpartition(".")[0], []).append(name)
     sizes = dict(zip(risk.model.names, risk.model.sizes, strict=True))
-    found: list[_Rest] = []
+    found: list[Rest] = []
     for owner, names in owned.items():
         kind = type(risk.model.model.get_submodule(owner)).__name__
         size = sum(sizes[name] for name in names)
         small = size <= DENSE_SIZE if other == "auto" else other == "dense"
-        found.append(
-            _Rest(
-                name=owner or kind,
-                type=kind,
-                names=tuple(names),
-                size=size,
-                kind="dense" if small else "diagonal",
-                reason="; ".join(dict.fromkeys(reasons[name] for name in names)),
-            )
+        reason = "; ".join(dict.fromkeys(reasons[name] for name in names))
+        local = ", ".join(name.rpartition(".")[2] for name in names)
+        told = (
+            f"{owner or kind} ({kind}): {local}, {size} of {risk.p} parameters, have no Kronecker "
+            f"factors: {reason}"
         )
+        if other == "refuse":
+            raise ValueError(f"{told}. Pass other='auto' for an exact block of their own, {CHOOSE}")
+        block: Kind = "dense" if small else "diagonal"
+        found.append(Rest(owner or kind, kind, tuple(names), size, block, reason, told))
     return found
+
+
+def _rows_to_correct(n: int, wanted: int | float | None, seed: int) -> list[int] | None:
+    """Rows at random, in order; None for all."""
+    if wanted is None:
+        return None
+    share = isinstance(wanted, float)
+    if not (0.0 < wanted <= 1.0 if share else isinstance(wanted, int) and wanted >= 1):
+        raise ValueError(
+            "expected a number of rows or a share of them in (0, 1] as correction_rows; got "
+            f"{wanted!r}"
+        )
+    count = min(n, max(1, round(wanted * n)) if share else int(wanted))
+    if count == n:
+        return None
+    chosen = np.random.default_rng((seed, n)).choice(n, count, replace=False)
+    return sorted(int(row) for row in chosen)
 
 
 @dataclass(frozen=True)
@@ -380,17 +474,6 @@ class _Rooted:
         if linear or labels is not None:
             return Fisher(risk, distribution=labels).form
         return GGN(risk).form
-
-
-def _places(risk: EmpiricalRisk, names: Sequence[str]) -> Tensor:
-    """The entries of θ that these parameters have, in order."""
-    parts: list[Tensor] = []
-    start = 0
-    for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
-        if name in names:
-            parts.append(torch.arange(start, start + size))
-        start += size
-    return torch.cat(parts)
 
 
 def _check_finite(name: str, *factors: Tensor) -> None:

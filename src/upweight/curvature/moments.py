@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from upweight.curvature.capture import Capture, Piece
+from upweight.curvature.rotated import turned
 from upweight.operator import wide
 from upweight.risk import EmpiricalRisk
 
@@ -85,8 +86,8 @@ class Corrections:
         ):
             if a is None or g is None:
                 continue
-            x = a.transpose(1, 2) @ u_a  # (b, q, s, i)
-            y = g.transpose(2, 3) @ u_g  # (k, b, q, s, o)
+            x = turned(a.transpose(1, 2), u_a)  # (b, q, s, i)
+            y = turned(g.transpose(2, 3), u_g)  # (k, b, q, s, o)
             if x.shape[2] == 1:
                 # with one position (g ãᵀ)² = g² (ã²)ᵀ, and all rows are one product of matrices
                 h = y.square().sum(0)[:, :, 0].permute(1, 2, 0)  # (q, o, b)

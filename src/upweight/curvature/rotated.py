@@ -5,6 +5,7 @@ Letters: q groups, each with o·i parameters; p parameters, k columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from upweight.operator import LinearOperator, wide
 
-__all__ = ["Block", "Rotated"]
+__all__ = ["Block", "Rotated", "turned"]
 
 Kind = Literal["kronecker", "dense", "diagonal"]
 
@@ -63,6 +64,17 @@ class Rotated(LinearOperator):
         return (x if self.right is None else x @ self.right.square().mT).flatten()
 
 
+def turned(x: Tensor, vectors: Tensor | None) -> Tensor:
+    """x U for x (…, q, s, d) and U (q, d, d); None for the identity."""
+    if vectors is None:
+        return x
+    if len(vectors) == 1:
+        return x @ vectors[0]  # one product of matrices, where x @ vectors is one for every row
+    by_group = x.movedim(-3, 0)  # (q, …, s, d)
+    flat = by_group.reshape(len(vectors), -1, x.shape[-1]) @ vectors
+    return flat.view(*by_group.shape[:-1], -1).movedim(0, -3)
+
+
 @dataclass(frozen=True)
 class Block:
     """The curvature of some parameters, apart from all others.
@@ -74,16 +86,21 @@ class Block:
     kind
         ``"kronecker"`` (a grouped convolution has a G ⊗ A for every group), ``"dense"`` or
         ``"diagonal"``.
-    entries
-        Where they are in θ, (size,), in the order of `operator`.
     operator
         C_h. Its `values` are the eigenvalues.
+    locate
+        Finds `entries`, which take more memory than the parameters, when they are needed.
     """
 
     name: str
     kind: Kind
-    entries: Tensor
     operator: Rotated
+    locate: Callable[[], Tensor]
+
+    @property
+    def entries(self) -> Tensor:
+        """Where the parameters are in θ, (size,), in the order of `operator`."""
+        return self.locate()
 
     @property
     def parameters(self) -> int:

@@ -1,0 +1,142 @@
+"""Scores, self-influence and mean scores by blocks of layers, in one pass over the training rows.
+
+    I[j, i] = Σ_h ⟨(C_h + λ_h I)⁻¹ ∇_h ℓ_j, ∇_h ℓ_i⟩
+
+Letters: m test rows, n training rows, b rows in a chunk, p parameters, k columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from upweight.curvature.kronecker import KroneckerCurvature, KroneckerInverse
+from upweight.layerwise.checking import check_scores, check_sides
+from upweight.layerwise.holding import SHOWN, Held
+from upweight.layerwise.queries import Formed, Queries, block_bytes
+from upweight.layerwise.sides import LayerGradients, Sides
+from upweight.risk import EmpiricalRisk
+
+__all__ = [
+    "against_rows",
+    "blocks_of_parts",
+    "column_queries",
+    "factored_error",
+    "own_influence",
+]
+
+# Training rows that show what sums of products in place of weights cost.
+SHOWN_ROWS = 256
+
+
+def blocks_of_parts(
+    curvature: KroneckerCurvature, parts: Sequence[Tensor]
+) -> list[list[int]] | None:
+    """Which blocks each part of θ consists of; None where a part cuts through a block."""
+    owner = torch.full((curvature.size,), -1)
+    for at, entries in enumerate(parts):
+        owner[entries.cpu()] = at
+    found: list[list[int]] = [[] for _ in parts]
+    for at, block in enumerate(curvature.blocks):
+        owners = owner[block.entries.cpu()].unique().tolist()
+        if len(owners) != 1:
+            return None
+        if owners[0] >= 0:
+            found[owners[0]].append(at)
+    return found
+
+
+def column_queries(curvature: KroneckerCurvature, columns: Tensor) -> Held:
+    """Any columns (p, k) of parameters, such as solutions of another method, by block."""
+    queries: list[Queries | None] = []
+    for block in curvature.blocks:
+        shape = block.operator.values.shape
+        own = columns[block.entries.to(columns.device)].to(curvature.dtype)
+        queries.append(Formed(own.T.reshape(-1, *shape)))
+    return Held(slice(0, columns.shape[1]), queries)
+
+
+def against_rows(
+    held: Held,
+    train: LayerGradients,
+    blocks: Sequence[Sequence[int]] | None = None,
+    start: int = 0,
+) -> Iterator[tuple[slice, int, Tensor]]:
+    """Scores of held test rows on all training rows: (columns, part, (m, b)).
+
+    `blocks` are those of every part, default: one part of all. `start` is the position that the
+    first training row has elsewhere.
+    """
+    m = held.rows.stop - held.rows.start
+    for chunk, sides in train.chunks(2.0 * m * train.risk.dtype.itemsize):
+        first = start + chunk.start
+        columns = slice(first, start + chunk.stop)
+        for at, own in enumerate([range(len(sides))] if blocks is None else blocks):
+            block = _summed(held.queries, sides, own, m)
+            check_scores(block, first)
+            yield columns, at, block.to(train.risk.dtype)
+
+
+def _summed(
+    queries: Sequence[Queries | None], sides: Sequence[Sides | None], own: Sequence[int], m: int
+) -> Tensor:
+    """Σ over some blocks, (m, b)."""
+    b, device = next((len(s), s.left.device) for s in sides if s is not None)
+    total = torch.zeros(m, b, dtype=torch.float64, device=device)
+    for h in own:
+        query, rows = queries[h], sides[h]
+        if query is not None and rows is not None:
+            total += query.scores(rows)
+    return total
+
+
+def factored_error(held: Held, train: LayerGradients) -> float | None:
+    """‖approximate − exact‖ / ‖exact‖ of scores, over some test rows and the first training rows.
+
+    None where no weight is taken as a sum of products.
+    """
+    if held.exact is None:
+        return None
+    risk = train.risk.with_rows(train.risk.rows.subset(range(min(SHOWN_ROWS, train.risk.n))))
+    wrong, whole = 0.0, 0.0
+    for _, sides in LayerGradients(train.curvature, risk).chunks():
+        every, m = range(len(sides)), held.rows.stop - held.rows.start
+        exact = _summed(held.exact, sides, every, min(SHOWN, m))
+        got = _summed(held.queries, sides, every, m)[: len(exact)]
+        wrong += float((got - exact).square().sum())
+        whole += float(exact.square().sum())
+    return (wrong / whole) ** 0.5 if whole else 0.0
+
+
+def own_influence(inverse: KroneckerInverse, rows: EmpiricalRisk) -> Tensor:
+    """∇ℓ_iᵀ (C + λI)⁻¹ ∇ℓ_i for every row, (n,)."""
+    parts: list[Tensor] = []
+    for chunk, sides in LayerGradients(inverse.curvature, rows).chunks():
+        check_sides(sides, chunk.start, "training")
+        total = torch.zeros(len(chunk), dtype=torch.float64, device=rows.device)
+        for at, own in enumerate(sides):
+            if own is not None:
+                operator = inverse.block(at)
+                total += _weighted_squares(
+                    own.rotated(operator.left, operator.right), operator.values
+                )
+        parts.append(total)
+    return torch.cat(parts)
+
+
+def _weighted_squares(sides: Sides, weight: Tensor) -> Tensor:
+    """Σ_oi W (Σ_s y xᵀ)² for W (q, o, i): (b,)."""
+    if sides.right is None:
+        return (sides.left.square() @ weight).sum((1, 2, 3))
+    if sides.positions == 1:
+        # with one position (y xᵀ)² = y² (x²)ᵀ, and all rows are one product of matrices
+        y, x = (side[:, :, 0].square().transpose(0, 1) for side in (sides.left, sides.right))
+        return ((y @ weight) * x).sum((0, 2))
+    size = max(1, int(block_bytes(weight.device) / (weight.numel() * weight.itemsize)))
+    parts = [
+        (sides.rows(slice(at, at + size)).formed().square_() * weight).sum((1, 2, 3))
+        for at in range(0, len(sides), size)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,244 @@
+"""Scores by layers against products of whole gradients, in every form, over the table of cases."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import upweight as uw
+from cases import Case, make
+from upweight.curvature import KroneckerCurvature, KroneckerInverse
+from upweight.layerwise import (
+    LayerGradients,
+    Sides,
+    against_rows,
+    held_queries,
+    holding,
+    own_influence,
+    queries,
+    scoring,
+)
+from upweight.layerwise.queries import Formed, Separable, Weighted
+from upweight.layerwise.separable import split_weight
+
+DAMPING = 0.05
+
+
+def inverse_of(case: Case, **options: Any) -> tuple[KroneckerInverse, uw.EmpiricalRisk, Any]:
+    train = uw.EmpiricalRisk(case.model, case.loss, case.train, **case.options)
+    test = uw.EmpiricalRisk(case.model, case.loss, case.test, **case.options)
+    curvature = KroneckerCurvature(train)
+    return curvature.inverse(DAMPING, **options), train, test
+
+
+def gradients(risk: uw.EmpiricalRisk) -> Tensor:
+    return torch.cat([rows for _, rows in risk.row_gradients()])
+
+
+def wanted(inverse: KroneckerInverse, train: uw.EmpiricalRisk, test: uw.EmpiricalRisk) -> Tensor:
+    return gradients(test) @ inverse.dense() @ gradients(train).T
+
+
+def scores(inverse: KroneckerInverse, train: uw.EmpiricalRisk, test: uw.EmpiricalRisk) -> Tensor:
+    found = torch.full((test.n, train.n), float("nan"), dtype=train.dtype)
+    for held in held_queries(inverse, test, train.n):
+        for columns, _, block in against_rows(held, LayerGradients(inverse.curvature, train)):
+            assert bool(found[held.rows, columns].isnan().all())
+            found[held.rows, columns] = block
+    return found
+
+
+def close(got: Tensor, exact: Tensor, rtol: float = 1e-9) -> None:
+    assert got.shape == exact.shape
+    assert float((got - exact).norm()) <= rtol * float(exact.norm())
+
+
+def force(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Hold every block that has two sides in this form."""
+    plan = holding._plan
+
+    def forced(inverse: Any, at: int, sides: Sides | None, m: int, n: int) -> Any:
+        found = plan(inverse, at, sides, m, n)
+        if sides is None or sides.right is None:
+            return found
+        split = None
+        if form == "separable":
+            values = inverse.curvature.blocks[at].operator.values
+            split = split_weight(values, inverse.weights[at], 1e9, inverse)
+            assert split is not None
+        return holding._Plan(form, found.row_bytes, split)
+
+    monkeypatch.setattr(holding, "_plan", forced)
+
+
+@pytest.mark.parametrize("form", ["chosen", "formed", "weighted"])
+def test_scores_equal_products_of_gradients(
+    case: Case, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverse, train, test = inverse_of(case)
+    if form != "chosen":
+        force(monkeypatch, form)
+    close(scores(inverse, train, test), wanted(inverse, train, test))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "sequence", "layer_norm", "tied_weights"])
+@pytest.mark.parametrize("small", [1, 1000])
+def test_blocks_of_any_size(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inverse, train, test = inverse_of(make(name))
+    exact = wanted(inverse, train, test)
+    squares = (gradients(train) @ inverse.dense() * gradients(train)).sum(1)
+    monkeypatch.setattr(queries, "block_bytes", lambda _: small)
+    monkeypatch.setattr(scoring, "block_bytes", lambda _: small)
+    monkeypatch.setattr(holding, "HELD_BYTES", small * 20)
+    for form in ("formed", "weighted"):
+        with monkeypatch.context() as patch:
+            force(patch, form)
+            for batch_size in (1, 3, None):
+                train.batch_size = test.batch_size = batch_size
+                close(scores(inverse, train, test), exact)
+                close(own_influence(inverse, train), squares)
+
+
+def test_self_influence(case: Case) -> None:
+    inverse, train, _ = inverse_of(case)
+    g = gradients(train)
+    close(own_influence(inverse, train), (g @ inverse.dense() * g).sum(1))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "conv2d_uneven", "sequence"])
+def test_all_terms_of_a_separable_weight_are_exact(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverse, train, test = inverse_of(make(name), factored=1e-7)
+    force(monkeypatch, "separable")
+    close(scores(inverse, train, test), wanted(inverse, train, test), 1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    q=st.integers(1, 3),
+    o=st.integers(1, 4),
+    i=st.integers(1, 4),
+    s=st.integers(1, 3),
+    t=st.integers(1, 3),
+    m=st.integers(1, 6),
+    b=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_every_form_is_the_same_product(  # noqa: PLR0917
+    q: int, o: int, i: int, s: int, t: int, m: int, b: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    rows = Sides(draw(b, q, s, o), draw(b, q, s, i))
+    left, right, weight = draw(m, q, t, o), draw(m, q, t, i), draw(q, o, i)
+    exact = torch.einsum("mqto,mqti,qoi,bqso,bqsi->mb", left, right, weight, rows.left, rows.right)
+    solved = torch.einsum("mqto,mqti,qoi->mqoi", left, right, weight)
+    u = torch.eye(o, dtype=torch.float64)[:, None].expand(o, q, o)
+    v = weight.transpose(0, 1)
+    for query in (
+        Formed(solved),
+        Weighted(left, right, weight, None),
+        Separable(left, right, u, v, None),
+    ):
+        got = query.scores(rows)
+        assert torch.allclose(got, exact, rtol=1e-9, atol=1e-9)
+
+
+def trained(widths: list[int], rows: int = 400) -> tuple[nn.Module, Any, Any]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        centres = torch.randn(5, widths[0])
+        y = torch.randint(5, (rows,))
+        x = centres[y] + 0.8 * torch.randn(rows, widths[0])
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), nn.Tanh()]
+        model = nn.Sequential(*layers[:-1])
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(30):
+            optimiser.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimiser.step()
+    return model, (x[: rows // 2], y[: rows // 2]), (x[rows // 2 :], y[rows // 2 :])
+
+
+def test_factored_scores_are_as_near_as_promised() -> None:
+    model, train, test = trained([20, 64, 64, 5])
+    exact = uw.Influence(model, F.cross_entropy, "ekfac", damping=1e-3).fit(train)
+    wanted = exact.scores(test).values
+    errors: list[float] = []
+    for tolerance in (0.2, 0.05, 0.01):
+        recipe = uw.EKFAC(factored=tolerance)
+        influence = uw.Influence(model, F.cross_entropy, recipe, damping=1e-3).fit(train)
+        got = influence.scores(test).values
+        errors.append(float((got - wanted).norm() / wanted.norm()))
+        assert errors[-1] <= 3 * tolerance
+        assert "factored scores" in influence.certificate.facts
+    assert errors[0] > errors[2] > 0.0
+
+
+def test_scores_of_part_of_the_rows_have_their_places() -> None:
+    case = make("mlp")
+    inverse, train, test = inverse_of(case)
+    exact = wanted(inverse, train, test)
+    shards = [slice(0, 3), slice(3, 4), slice(4, train.n)]
+    from upweight.influence import influence_blocks
+
+    for solver in (inverse, uw.operator.Dense(inverse.dense())):
+        found = torch.full_like(exact, float("nan"))
+        asked: list[tuple[slice, slice]] = []
+
+        def done(rows: slice, shard: slice, asked: Any = asked) -> bool:
+            asked.append((rows, shard))
+            return shard.start == 3
+
+        for rows, columns, _, block in influence_blocks(
+            solver, train, test, "up", shards=shards, done=done
+        ):
+            found[rows, columns] = block
+        assert bool(found[:, 3].isnan().all())
+        keep = [i for i in range(train.n) if i != 3]
+        close(found[:, keep], exact[:, keep])
+        assert [shard for _, shard in asked] == shards
+
+
+def test_eigenvalues_of_some_rows() -> None:
+    model, train, test = trained([20, 64, 64, 5])
+    damping = 1e-2
+    whole = uw.Influence(model, F.cross_entropy, uw.EKFAC(), damping=damping).fit(train)
+    part = uw.EKFAC(correction_rows=0.5)
+    some = uw.Influence(model, F.cross_entropy, part, damping=damping).fit(train)
+    a, b = (influence.scores(test).values.flatten() for influence in (whole, some))
+    assert 0.98 < float(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 1.0 - 1e-9
+    same = uw.Influence(model, F.cross_entropy, uw.EKFAC(correction_rows=200), damping=damping)
+    assert torch.allclose(same.fit(train).scores(test).values, whole.scores(test).values)
+    for wrong in (0, 0.0, 1.5, -1, "all"):
+        with pytest.raises(ValueError, match="correction_rows"):
+            uw.Influence(model, F.cross_entropy, uw.EKFAC(correction_rows=wrong), damping=1.0).fit(
+                train
+            )
+
+
+def test_rows_without_a_finite_gradient_are_named() -> None:
+    model = nn.Linear(2, 1)
+    x, y = torch.randn(8, 2), torch.randn(8, 1)
+
+    def root(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().sum(1).sqrt()
+
+    influence = uw.Influence(model, F.mse_loss, "ekfac", damping=0.1).fit((x, y))
+    exact = y.clone()
+    exact[5] = model(x[5:6]).detach()[0]
+    with pytest.raises(ValueError, match="test data: row 5"):
+        influence.scores((x, exact), test_loss=root)

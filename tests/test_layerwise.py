@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ import upweight as uw
 from cases import Case, make
 from upweight.curvature import KroneckerCurvature, KroneckerInverse
 from upweight.layerwise import (
+    Frames,
+    GradientStore,
     LayerGradients,
     Sides,
     against_rows,
@@ -24,6 +27,7 @@ from upweight.layerwise import (
     own_influence,
     queries,
     scoring,
+    write_gradients,
 )
 from upweight.layerwise.queries import Formed, Separable, Weighted
 from upweight.layerwise.separable import split_weight
@@ -55,6 +59,10 @@ def scores(inverse: KroneckerInverse, train: uw.EmpiricalRisk, test: uw.Empirica
     return found
 
 
+def own(inverse: KroneckerInverse, rows: uw.EmpiricalRisk) -> Tensor:
+    return own_influence(LayerGradients(inverse.curvature, rows), Frames.of(inverse))
+
+
 def close(got: Tensor, exact: Tensor, rtol: float = 1e-9) -> None:
     assert got.shape == exact.shape
     assert float((got - exact).norm()) <= rtol * float(exact.norm())
@@ -64,14 +72,14 @@ def force(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Hold every block that has two sides in this form."""
     plan = holding._plan
 
-    def forced(inverse: Any, at: int, sides: Sides | None, m: int, n: int) -> Any:
-        found = plan(inverse, at, sides, m, n)
+    def forced(inverse: Any, frames: Any, at: int, sides: Sides | None, *sizes: int) -> Any:
+        found = plan(inverse, frames, at, sides, *sizes)
         if sides is None or sides.right is None:
             return found
         split = None
         if form == "separable":
             values = inverse.curvature.blocks[at].operator.values
-            split = split_weight(values, inverse.weights[at], 1e9, inverse)
+            split = split_weight(values, inverse.weights[at], 1e9, inverse.factored)
             assert split is not None
         return holding._Plan(form, found.row_bytes, split)
 
@@ -103,13 +111,13 @@ def test_blocks_of_any_size(name: str, small: int, monkeypatch: pytest.MonkeyPat
             for batch_size in (1, 3, None):
                 train.batch_size = test.batch_size = batch_size
                 close(scores(inverse, train, test), exact)
-                close(own_influence(inverse, train), squares)
+                close(own(inverse, train), squares)
 
 
 def test_self_influence(case: Case) -> None:
     inverse, train, _ = inverse_of(case)
     g = gradients(train)
-    close(own_influence(inverse, train), (g @ inverse.dense() * g).sum(1))
+    close(own(inverse, train), (g @ inverse.dense() * g).sum(1))
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "conv2d_uneven", "sequence"])
@@ -242,3 +250,74 @@ def test_rows_without_a_finite_gradient_are_named() -> None:
     exact[5] = model(x[5:6]).detach()[0]
     with pytest.raises(ValueError, match="test data: row 5"):
         influence.scores((x, exact), test_loss=root)
+
+
+# --- stores -----------------------------------------------------------------------------------
+
+
+def stored_scores(inverse: KroneckerInverse, store: GradientStore, test: Any) -> Tensor:
+    parts = [
+        torch.cat([b for _, _, b in against_rows(held, store)], dim=1)
+        for held in held_queries(inverse, test, len(store), store.frames(inverse))
+    ]
+    return torch.cat(parts)
+
+
+def test_a_store_gives_the_same_scores(case: Case, tmp_path: Path) -> None:
+    inverse, train, test = inverse_of(case)
+    train.batch_size = 3
+    store = write_gradients(tmp_path / "s", inverse, train, precision="float64")
+    assert len(store) == train.n
+    close(stored_scores(inverse, store, test), wanted(inverse, train, test))
+    close(own_influence(store, store.frames(inverse)), own(inverse, train))
+    if train.n >= 5:
+        part = store.part(slice(2, 5)).part(slice(1, 3))
+        close(stored_scores(inverse, part, test), wanted(inverse, train, test)[:, 3:5])
+    other = inverse.curvature.inverse(1.0)
+    close(stored_scores(other, store, test), wanted(other, train, test))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "sequence"])
+def test_precision_and_rank_of_a_store(name: str, tmp_path: Path) -> None:
+    inverse, train, test = inverse_of(make(name))
+    exact = wanted(inverse, train, test)
+    sizes: list[int] = []
+    for precision, rtol in (("float32", 1e-5), ("float16", 1e-2), ("bfloat16", 3e-2)):
+        store = write_gradients(tmp_path / precision, inverse, train, precision=precision)
+        close(stored_scores(inverse, store, test), exact, rtol)
+        sizes.append(store.nbytes)
+    assert sizes[0] == 2 * sizes[1] == 2 * sizes[2]
+    errors, kept = [], []
+    for rank in (1, 2, 3, 100):
+        store = write_gradients(
+            tmp_path / str(rank), inverse, train, precision="float64", rank=rank
+        )
+        got = stored_scores(inverse, store, test)
+        errors.append(float((got - exact).norm() / exact.norm()))
+        kept.append(store.kept)
+    assert errors[-1] < 1e-9 < errors[0]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1] == pytest.approx(1.0)
+
+
+def test_what_a_store_refuses(tmp_path: Path) -> None:
+    inverse, train, _ = inverse_of(make("mlp"))
+    store = write_gradients(tmp_path / "s", inverse, train)
+    assert "GradientStore of 11 rows" in repr(store)
+    assert "float32" in repr(store)
+    with pytest.raises(FileExistsError):
+        write_gradients(tmp_path / "s", inverse, train)
+    with pytest.raises(ValueError, match="precision"):
+        write_gradients(tmp_path / "t", inverse, train, precision="int8")
+    with pytest.raises(ValueError, match="rank"):
+        write_gradients(tmp_path / "t", inverse, train, rank=0)
+    other, _, _ = inverse_of(make("conv2d"))
+    with pytest.raises(ValueError, match="another curvature"):
+        store.frames(other)
+    with pytest.raises(FileNotFoundError, match=r"meta\.json"):
+        GradientStore(tmp_path)
+    first = sorted((tmp_path / "s").glob("*.bin"))[0]
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        GradientStore(tmp_path / "s")
+    assert not (tmp_path / "t").exists()

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from upweight.curvature import KroneckerInverse
 from upweight.layerwise import (
+    Frames,
+    GradientStore,
     Held,
     LayerGradients,
+    Source,
     against_rows,
     blocks_of_parts,
     column_queries,
@@ -48,7 +51,7 @@ SOLVED_BYTES = 2**30
 
 def influence_blocks(
     inverse: LinearOperator,
-    train: EmpiricalRisk,
+    train: EmpiricalRisk | GradientStore,
     test: EmpiricalRisk,
     mode: Mode,
     parts: Sequence[Tensor] | None = None,
@@ -60,7 +63,7 @@ def influence_blocks(
 
     Test gradients are solved once each. The training rows are passed once for all the solved test
     gradients that fit into memory. An inverse by layers is met by what goes in and out of layers,
-    any other by gradients of all parameters.
+    or by what a store has of it; any other by gradients of all parameters.
 
     With `parts`, positions in θ, there is a block for each, with its index in place of 0: the sum
     over these positions alone of (C + λI)⁻¹ g_test[j] times g_train[i].
@@ -69,7 +72,8 @@ def influence_blocks(
     the numbers of one do not depend on the others. ``done(test rows, shard)`` says which to leave
     out.
     """
-    pieces = [slice(0, train.n)] if shards is None else shards
+    n = len(train) if isinstance(train, GradientStore) else train.n
+    pieces = [slice(0, n)] if shards is None else shards
 
     def wanted(rows: slice) -> list[slice]:
         return [piece for piece in pieces if done is None or not done(rows, piece)]
@@ -78,13 +82,19 @@ def influence_blocks(
     blocks = None if inner is None or not parts else blocks_of_parts(inner.curvature, parts)
     if inner is not None and mode == "up" and (parts is None or blocks is not None):
         _certify(inverse, test)
-        for held in held_queries(inner, test, train.n):
-            _tell(inverse, held, LayerGradients(inner.curvature, train))
+        frames = train.frames(inner) if isinstance(train, GradientStore) else None
+        for held in held_queries(inner, test, n, frames):
+            _tell(inverse, held, _source(inner, train, slice(0, n)))
             for piece in wanted(held.rows):
-                gradients = LayerGradients(inner.curvature, _only_rows(train, piece))
-                for columns, at, block in against_rows(held, gradients, blocks, piece.start):
+                source = _source(inner, train, piece)
+                for columns, at, block in against_rows(held, source, blocks, piece.start):
                     yield held.rows, columns, at, block
         return
+    if isinstance(train, GradientStore):
+        raise TypeError(
+            "a store of gradients has them in the blocks of EKFAC or KFAC, for mode='up': it "
+            "cannot be used with another method, mode, or groups of parameters. Pass training rows"
+        )
     for rows, gradients in gathered_gradients(test):
         if left := wanted(rows):
             solved = inverse @ gradients.T  # (p, rows)
@@ -92,6 +102,12 @@ def influence_blocks(
                 some = _only_rows(train, piece)
                 for columns, at, block in _against_train(some, solved, mode, parts, piece.start):
                     yield rows, columns, at, block
+
+
+def _source(inner: KroneckerInverse, train: EmpiricalRisk | GradientStore, piece: slice) -> Source:
+    if isinstance(train, GradientStore):
+        return train.part(piece)
+    return LayerGradients(inner.curvature, _only_rows(train, piece))
 
 
 def _only_rows(train: EmpiricalRisk, piece: slice) -> EmpiricalRisk:
@@ -106,7 +122,7 @@ def _by_layers(inverse: LinearOperator) -> KroneckerInverse | None:
     return inner if isinstance(inner, KroneckerInverse) else None
 
 
-def _tell(inverse: Any, held: Held, train: LayerGradients) -> None:
+def _tell(inverse: Any, held: Held, train: Source) -> None:
     """Write into the certificate how test rows are held, and what is lost by it."""
     certificate = getattr(inverse, "certificate", None)
     if certificate is None:
@@ -233,12 +249,16 @@ def mean_influence(
     return torch.cat([slopes[0] for _, slopes in _finite_slopes(train, solved)])
 
 
-def self_influence(inverse: LinearOperator, rows: EmpiricalRisk) -> Tensor:
+def self_influence(inverse: LinearOperator, rows: EmpiricalRisk | GradientStore) -> Tensor:
     """g_iᵀ (C + λI)⁻¹ g_i for every row, (n,)."""
     inner = _by_layers(inverse)
+    if inner is not None and isinstance(rows, GradientStore):
+        return own_influence(rows, rows.frames(inner))
+    if isinstance(rows, GradientStore):
+        raise TypeError("a store of gradients is for the methods EKFAC and KFAC; pass rows")
     if inner is not None:
         _certify(inverse, rows)
-        return own_influence(inner, rows)
+        return own_influence(LayerGradients(inner.curvature, rows), Frames.of(inner))
     parts: list[Tensor] = []
     for chunk, gradients in rows.row_gradients():
         _check_finite(gradients, chunk.start, "training")

@@ -24,6 +24,7 @@ neural network architectures* (2023), §3, for positions ("expand").
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,6 +155,17 @@ class KroneckerCurvature(LinearOperator):
     def _whole(self) -> BlockDiagonal:
         operators = [block.operator for block in self.blocks]
         return BlockDiagonal(operators, [block.entries for block in self.blocks])
+
+    def fingerprint(self) -> str:
+        """A digest of the model and of all factors: rows stored in their basis belong to these."""
+        digest = hashlib.blake2b(self.risk.model.fingerprint().encode(), digest_size=16)
+        for block in self.blocks:
+            digest.update(f"{block.name}{block.kind}{tuple(block.operator.values.shape)}".encode())
+            operator = block.operator
+            for part in (operator.left, operator.right, operator.values):
+                if part is not None:
+                    digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     # --- as an operator --------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 Nothing here forms a vector of all parameters for a row.
 """
 
-from upweight.layerwise.holding import Held, held_queries
+from upweight.layerwise.holding import Frames, Held, held_queries
 from upweight.layerwise.scoring import (
+    Source,
     against_rows,
     blocks_of_parts,
     column_queries,
@@ -12,15 +13,20 @@ from upweight.layerwise.scoring import (
     own_influence,
 )
 from upweight.layerwise.sides import LayerGradients, Sides
+from upweight.layerwise.store import GradientStore, write_gradients
 
 __all__ = [
+    "Frames",
+    "GradientStore",
     "Held",
     "LayerGradients",
     "Sides",
+    "Source",
     "against_rows",
     "blocks_of_parts",
     "column_queries",
     "factored_error",
     "held_queries",
     "own_influence",
+    "write_gradients",
 ]

@@ -21,7 +21,7 @@ from upweight.layerwise.separable import Split, split_weight
 from upweight.layerwise.sides import LayerGradients, Sides
 from upweight.risk import EmpiricalRisk
 
-__all__ = ["HELD_BYTES", "Held", "held_queries"]
+__all__ = ["HELD_BYTES", "Frames", "Held", "held_queries"]
 
 # What the solved test rows of one pass over the training rows may take.
 HELD_BYTES = 2**30
@@ -55,7 +55,7 @@ class Held:
 
 
 def held_queries(
-    inverse: KroneckerInverse, test: EmpiricalRisk, train_rows: int, *, turned: bool = False
+    inverse: KroneckerInverse, test: EmpiricalRisk, train_rows: int, stored: Frames | None = None
 ) -> Iterator[Held]:
     """The test rows in as large groups as may be held.
 
@@ -67,26 +67,64 @@ def held_queries(
         The test rows.
     train_rows
         n, how many rows they will meet: what is done once for a test row pays with many.
-    turned
-        Whether the sides of the training rows come rotated into the eigenbasis already.
+    stored
+        The frames of training rows that come rotated; default: as they come from the model.
     """
-    gradients = LayerGradients(inverse.curvature, test)
+    frames = stored or Frames.of(inverse)
     collected: _Collected | None = None
-    for chunk, sides in gradients.chunks():
+    for chunk, sides in LayerGradients(inverse.curvature, test).chunks():
         check_sides(sides, chunk.start, "test")
         start = 0
         while start < len(chunk):
             if collected is None:
                 plans = [
-                    _plan(inverse, at, side, test.n, train_rows) for at, side in enumerate(sides)
+                    _plan(inverse, frames, at, side, test.n, train_rows)
+                    for at, side in enumerate(sides)
                 ]
-                collected = _Collected(inverse, plans, chunk.start + start, turned)
+                collected = _Collected(inverse, frames, plans, chunk.start + start)
             stop = min(len(chunk), start + collected.room)
             collected.add([None if s is None else s.rows(slice(start, stop)) for s in sides])
             start = stop
             if collected.room == 0 or chunk.start + stop == test.n:
                 yield collected.finish()
                 collected = None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The coordinates in which the blocks of test and training rows meet.
+
+    Attributes
+    ----------
+    bases
+        Eigenvectors of both sides, or the leading ones of them; None for the identity.
+    weights
+        1/(Λ + λ) in these coordinates, (q, o, i).
+    values
+        Λ.
+    turned
+        Whether training rows come in these coordinates; else in those of the parameters.
+    formed
+        For every block whether training rows come as gradients, and not as sides.
+    """
+
+    bases: Sequence[tuple[Tensor | None, Tensor | None]]
+    weights: Sequence[Tensor]
+    values: Sequence[Tensor]
+    turned: bool
+    formed: Sequence[bool]
+
+    @classmethod
+    def of(cls, inverse: KroneckerInverse) -> Frames:
+        """All eigenvectors, for rows as they come from the model."""
+        operators = [block.operator for block in inverse.curvature.blocks]
+        return cls(
+            [(operator.left, operator.right) for operator in operators],
+            inverse.weights,
+            [operator.values for operator in operators],
+            turned=False,
+            formed=[False for _ in operators],
+        )
 
 
 @dataclass(frozen=True)
@@ -98,23 +136,25 @@ class _Plan:
     split: Split | None = None
 
 
-def _plan(inverse: KroneckerInverse, at: int, sides: Sides | None, m: int, n: int) -> _Plan:
+def _plan(  # noqa: PLR0917
+    inverse: KroneckerInverse, frames: Frames, at: int, sides: Sides | None, m: int, n: int
+) -> _Plan:
     """The form with the fewest operations; among equals the smallest."""
-    weight = inverse.weights[at]
+    weight = frames.weights[at]
     q, o, i = weight.shape
     formed_bytes = q * o * i * weight.itemsize
-    if sides is None or sides.right is None:
+    if sides is None or sides.right is None or frames.formed[at]:
         return _Plan("formed", formed_bytes)
     t = s = sides.positions
     side_bytes = q * t * (o + i) * weight.itemsize
-    rotated = n * s * (o**2 + i**2)
+    rotated = 0 if frames.turned else n * s * (o**2 + i**2)
     # multiply-adds of a group, for all rows
     formed = n * (m + s) * o * i + m * (t * o * i + 2 * o * i * (o + i))
     weighted = rotated + n * m * s * o * i
     if inverse.factored is not None:
         each = n * m * s * t * (o + i)
         most = (min(formed, weighted) - rotated) / each
-        split = split_weight(inverse.curvature.blocks[at].operator.values, weight, most, inverse)
+        split = split_weight(frames.values[at], weight, most, inverse.factored)
         if split is not None:
             return _Plan("separable", side_bytes, split)
     if side_bytes < formed_bytes and weighted <= 1.25 * formed:
@@ -127,9 +167,9 @@ class _Collected:
     """Test rows of one group, as they come."""
 
     inverse: KroneckerInverse
+    frames: Frames
     plans: Sequence[_Plan]
     start: int
-    turned: bool
     count: int = 0
     parts: list[list[Sides | Tensor]] = field(default_factory=lambda: [])
 
@@ -149,15 +189,15 @@ class _Collected:
             if own is None:
                 # a layer may be left out for some rows, which then have no gradient there
                 continue
-            operator = self.inverse.block(at)
             if plan.form != "formed":
-                self.parts[at].append(own.rotated(operator.left, operator.right))
-            elif self.turned:
-                turned = own.rotated(operator.left, operator.right)
-                self.parts[at].append(turned.formed() * operator.values)
+                self.parts[at].append(own.rotated(*self.frames.bases[at]))
+            elif self.frames.turned:
+                turned = own.rotated(*self.frames.bases[at])
+                self.parts[at].append(turned.formed() * self.frames.weights[at])
             else:
                 formed = own.formed()
-                self.parts[at].append((operator @ formed.flatten(1).T).T.reshape(formed.shape))
+                solved = self.inverse.block(at) @ formed.flatten(1).T
+                self.parts[at].append(solved.T.reshape(formed.shape))
 
     def finish(self) -> Held:
         """The group."""
@@ -169,7 +209,7 @@ class _Collected:
         return Held(rows, queries, exact, _facts(self.plans))
 
     def _queries(self, at: int) -> Queries | None:
-        plan, parts, operator = self.plans[at], self.parts[at], self.inverse.block(at)
+        plan, parts = self.plans[at], self.parts[at]
         if not parts:
             return None
         self.parts[at] = []
@@ -179,14 +219,13 @@ class _Collected:
         left, right = _joined([part for part in parts if isinstance(part, Sides)])
         if plan.split is not None:
             return Separable(left, right, plan.split.u, plan.split.v, self._bases(at))
-        return Weighted(left, right, operator.values, self._bases(at))
+        return Weighted(left, right, self.frames.weights[at], self._bases(at))
 
     def _bases(self, at: int) -> tuple[Tensor | None, Tensor | None] | None:
         """What training rows have to be rotated by."""
-        if self.turned or self.plans[at].form == "formed":
+        if self.frames.turned or self.plans[at].form == "formed":
             return None
-        operator = self.inverse.block(at)
-        return operator.left, operator.right
+        return self.frames.bases[at]
 
     def _exact(self, at: int, query: Queries | None) -> Queries | None:
         if isinstance(query, Formed):
@@ -194,7 +233,7 @@ class _Collected:
         if not isinstance(query, Weighted | Separable):
             return None
         left, right = query.left[:SHOWN], query.right[:SHOWN]
-        return Weighted(left, right, self.inverse.weights[at], query.bases)
+        return Weighted(left, right, self.frames.weights[at], query.bases)
 
 
 def _facts(plans: Sequence[_Plan]) -> dict[str, str]:

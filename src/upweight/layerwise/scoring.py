@@ -8,16 +8,16 @@ Letters: m test rows, n training rows, b rows in a chunk, p parameters, k column
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from upweight.curvature.kronecker import KroneckerCurvature, KroneckerInverse
+from upweight.curvature.kronecker import KroneckerCurvature
 from upweight.layerwise.checking import check_scores, check_sides
-from upweight.layerwise.holding import SHOWN, Held
+from upweight.layerwise.holding import SHOWN, Frames, Held
 from upweight.layerwise.queries import Formed, Queries, block_bytes
-from upweight.layerwise.sides import LayerGradients, Sides
-from upweight.risk import EmpiricalRisk
+from upweight.layerwise.sides import Sides
 
 __all__ = [
     "against_rows",
@@ -29,6 +29,37 @@ __all__ = [
 
 # Training rows that show what sums of products in place of weights cost.
 SHOWN_ROWS = 256
+
+
+class Span(Protocol):
+    """Consecutive rows."""
+
+    @property
+    def start(self) -> int:
+        """The first."""
+        ...
+
+    @property
+    def stop(self) -> int:
+        """After the last."""
+        ...
+
+
+class Source(Protocol):
+    """Where the sides of training rows come from: a model, or a store."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which scores come out."""
+        ...
+
+    def chunks(self, row_bytes: float = 0.0) -> Iterator[tuple[Span, list[Sides | None]]]:
+        """All rows in order, with the sides of every block."""
+        ...
+
+    def first(self, rows: int) -> Source:
+        """The first few rows alone."""
+        ...
 
 
 def blocks_of_parts(
@@ -60,7 +91,7 @@ def column_queries(curvature: KroneckerCurvature, columns: Tensor) -> Held:
 
 def against_rows(
     held: Held,
-    train: LayerGradients,
+    train: Source,
     blocks: Sequence[Sequence[int]] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[slice, int, Tensor]]:
@@ -70,13 +101,13 @@ def against_rows(
     first training row has elsewhere.
     """
     m = held.rows.stop - held.rows.start
-    for chunk, sides in train.chunks(2.0 * m * train.risk.dtype.itemsize):
+    for chunk, sides in train.chunks(2.0 * m * train.dtype.itemsize):
         first = start + chunk.start
         columns = slice(first, start + chunk.stop)
         for at, own in enumerate([range(len(sides))] if blocks is None else blocks):
             block = _summed(held.queries, sides, own, m)
             check_scores(block, first)
-            yield columns, at, block.to(train.risk.dtype)
+            yield columns, at, block.to(train.dtype)
 
 
 def _summed(
@@ -92,16 +123,15 @@ def _summed(
     return total
 
 
-def factored_error(held: Held, train: LayerGradients) -> float | None:
+def factored_error(held: Held, train: Source) -> float | None:
     """‖approximate − exact‖ / ‖exact‖ of scores, over some test rows and the first training rows.
 
     None where no weight is taken as a sum of products.
     """
     if held.exact is None:
         return None
-    risk = train.risk.with_rows(train.risk.rows.subset(range(min(SHOWN_ROWS, train.risk.n))))
     wrong, whole = 0.0, 0.0
-    for _, sides in LayerGradients(train.curvature, risk).chunks():
+    for _, sides in train.first(SHOWN_ROWS).chunks():
         every, m = range(len(sides)), held.rows.stop - held.rows.start
         exact = _summed(held.exact, sides, every, min(SHOWN, m))
         got = _summed(held.queries, sides, every, m)[: len(exact)]
@@ -110,26 +140,25 @@ def factored_error(held: Held, train: LayerGradients) -> float | None:
     return (wrong / whole) ** 0.5 if whole else 0.0
 
 
-def own_influence(inverse: KroneckerInverse, rows: EmpiricalRisk) -> Tensor:
+def own_influence(rows: Source, frames: Frames) -> Tensor:
     """∇ℓ_iᵀ (C + λI)⁻¹ ∇ℓ_i for every row, (n,)."""
     parts: list[Tensor] = []
-    for chunk, sides in LayerGradients(inverse.curvature, rows).chunks():
+    for chunk, sides in rows.chunks():
         check_sides(sides, chunk.start, "training")
-        total = torch.zeros(len(chunk), dtype=torch.float64, device=rows.device)
-        for at, own in enumerate(sides):
+        b, device = next((len(s), s.left.device) for s in sides if s is not None)
+        total = torch.zeros(b, dtype=torch.float64, device=device)
+        for own, bases, weight in zip(sides, frames.bases, frames.weights, strict=True):
             if own is not None:
-                operator = inverse.block(at)
-                total += _weighted_squares(
-                    own.rotated(operator.left, operator.right), operator.values
-                )
+                turned = own if frames.turned else own.rotated(*bases)
+                total += _weighted_squares(turned, weight)
         parts.append(total)
     return torch.cat(parts)
 
 
 def _weighted_squares(sides: Sides, weight: Tensor) -> Tensor:
     """Σ_oi W (Σ_s y xᵀ)² for W (q, o, i): (b,)."""
-    if sides.right is None:
-        return (sides.left.square() @ weight).sum((1, 2, 3))
+    if sides.right is None:  # (b, q, 1, o·i), which may have come formed
+        return sides.left.square().flatten(1).to(weight.dtype) @ weight.flatten()
     if sides.positions == 1:
         # with one position (y xᵀ)² = y² (x²)ᵀ, and all rows are one product of matrices
         y, x = (side[:, :, 0].square().transpose(0, 1) for side in (sides.left, sides.right))

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from upweight.curvature.kronecker import KroneckerInverse
-
 __all__ = ["Split", "split_weight"]
 
 # Ranks that are tried, one after the other.
@@ -49,9 +47,7 @@ class Split:
         return len(self.u)
 
 
-def split_weight(
-    values: Tensor, weight: Tensor, most: float, inverse: KroneckerInverse
-) -> Split | None:
+def split_weight(values: Tensor, weight: Tensor, most: float, tolerance: float) -> Split | None:
     """The fewest terms that reach the tolerance; None if more than `most` would be needed.
 
     Parameters
@@ -60,10 +56,9 @@ def split_weight(
         Λ and W, (q, o, i).
     most
         Beyond so many terms the sum is dearer than W itself.
-    inverse
-        Whose `factored` is the tolerance.
+    tolerance
+        The relative error of scores that may be left.
     """
-    assert inverse.factored is not None
     lam, exact = values.double(), weight.double()
     total = lam.sum((1, 2), keepdim=True)
     if not bool((total > 0).all()):
@@ -82,7 +77,7 @@ def split_weight(
         u = (left * s[:, None]) / a  # (q, o, r)
         v = right / b.mT  # (q, i, r)
         rest = float(((u @ v.mT - exact) * lam).square().sum())
-        if rest <= inverse.factored**2 * norm:
+        if rest <= tolerance**2 * norm:
             u, v = (part.permute(2, 0, 1).to(weight.dtype).contiguous() for part in (u, v))
             return Split(u, v, rest, norm)
     return None

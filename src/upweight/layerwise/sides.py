@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from upweight.curvature.capture import DeclinedCallError, Piece
@@ -92,6 +93,16 @@ class LayerGradients:
         self.risk = risk
         self._capture = curvature.capture.over(risk)
         self._form = Fisher(risk, "empirical").form
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the sides."""
+        return self.risk.dtype
+
+    def first(self, rows: int) -> LayerGradients:
+        """The first few rows alone."""
+        some = self.risk.rows.subset(range(min(rows, self.risk.n)))
+        return LayerGradients(self.curvature, self.risk.with_rows(some))
 
     def chunks(self, row_bytes: float = 0.0) -> Iterator[tuple[Chunk, list[Sides | None]]]:
         """All rows in order, with the sides of every block; None for a block that is not used.

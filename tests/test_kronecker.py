@@ -122,7 +122,7 @@ def test_other_blocks_are_those_of_the_ggn(name: str) -> None:
 
 
 def test_large_modules_get_a_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upweight.curvature.kronecker.DENSE_SIZE", 20)
+    monkeypatch.setattr("upweight.curvature.rests.DENSE_SIZE", 20)
     monkeypatch.setattr("upweight.curvature.kronecker.CHUNK_BYTES", 1)  # one module at a time
     case = make("attention")
     curvature = kronecker(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from upweight.blocks import BlockChoice, parameter_blocks
 from upweight.influence import gathered_gradients, mean_gradient
 from upweight.inverse import BlockFactors, Certificate, CGFactors
 from upweight.operator import LinearOperator
-from upweight.recipes import Recipe
+from upweight.recipes import EKFAC, KFAC, Recipe
 from upweight.risk import EmpiricalRisk
 
 __all__ = ["Damping", "Fitted"]
@@ -56,10 +57,15 @@ class Fitted:
         method: Recipe,
         blocks: str | BlockChoice,
         damping: Damping,
+        *,
+        factors: str | os.PathLike[str] | None = None,
     ) -> Fitted:
         """Do everything that needs no test row."""
         fingerprint = risk.model.fingerprint()
-        prepared = _prepare(method, operator, risk, blocks, damping)
+        if factors is None:
+            prepared = _prepare(method, operator, risk, blocks, damping)
+        else:
+            prepared = _prepare_factors(method, operator, blocks, factors)
         fitted = cls(risk, fingerprint, operator, prepared, damping, method.name)
         if getattr(prepared, "waits", False):
             fitted.set_damping(damping)
@@ -129,6 +135,21 @@ class Fitted:
         if not prepared.waits:
             fitted.solver()
         return fitted
+
+
+def _prepare_factors(
+    method: Recipe,
+    operator: LinearOperator,
+    choice: str | BlockChoice,
+    factors: str | os.PathLike[str],
+) -> Any:
+    """Kronecker factors that are kept in a file."""
+    if not isinstance(method, EKFAC | KFAC) or choice != "full":
+        raise TypeError(
+            "factors= keeps the factors of EKFAC and KFAC, with blocks='full'; this influence has "
+            f"{method!r} and blocks={choice!r}. Leave factors= out"
+        )
+    return method.prepare(operator, factors=factors)
 
 
 def _prepare(

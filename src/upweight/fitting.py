@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,7 +79,14 @@ class Fitting:
         }
         self._fit: Fitted | None = None
 
-    def fit(self, train: Any, *, names: Sequence[Any] | None = None, held_out: Any = None) -> Self:
+    def fit(
+        self,
+        train: Any,
+        *,
+        names: Sequence[Any] | None = None,
+        held_out: Any = None,
+        factors: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Compute the curvature of the mean loss over the training rows, and prepare its inverse.
 
         Parameters
@@ -91,6 +99,10 @@ class Fitting:
         held_out
             For ``damping="auto"``: rows that the model has not seen, drawn as the training rows
             were, wrong labels included.
+        factors
+            For the methods EKFAC and KFAC: a file that keeps the factors. They are read from it if
+            it is there, and written to it if not. One of another model, other rows or settings is
+            refused.
 
         Returns
         -------
@@ -111,7 +123,7 @@ class Fitting:
             operator, choice = self._choose_damping(operator, risk, unseen)
             damping = choice.value
         # all at once, at the end: after an error what an earlier fit computed still fits together
-        fit = Fitted.of(risk, operator, self.method, self.blocks, damping)
+        fit = Fitted.of(risk, operator, self.method, self.blocks, damping, factors=factors)
         if choice is not None:
             choice = _above_the_cut(fit, choice)
             damping = choice.value

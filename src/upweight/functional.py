@@ -139,15 +139,20 @@ class FunctionalModel:
         return {name: value + steps[name][0] for name, value in self.parameters().items()}
 
     @contextmanager
-    def evaluating(self) -> Generator[None]:
-        """Evaluation mode and operations that can be differentiated twice; the state comes back."""
+    def evaluating(self, *, twice: bool = True) -> Generator[None]:
+        """Evaluation mode and operations that can be differentiated twice; the state comes back.
+
+        Without `twice`, the fused kernels of attention may be used: they can be differentiated
+        once, in reverse mode, for one cotangent.
+        """
         fastpath = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             # The fused attention kernels have no second derivative, the fused recurrent ones not
             # even a forward-mode rule: ask for the plain ones (torch 2.13).
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if twice:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
                 stack.enter_context(_disabled(torch.backends.mkldnn))
                 stack.enter_context(_disabled(torch.backends.cudnn))

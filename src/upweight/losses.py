@@ -1,6 +1,7 @@
 """The loss of one row, from a loss function of unknown reduction; and what it says of the output.
 
-Letters: b rows in a batch, o numbers in the output of one row, c classes, t positions, K roots.
+Letters: b rows in a batch, o numbers in the output of one row, c classes, t positions, K roots, k
+cotangents.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from torch.utils._pytree import tree_map
 
 from upweight.autodiff import Autodiff, gradient, vjp
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "RowLoss", "output_distribution"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "RowLoss",
+    "TokenCategorical",
+    "TokenLoss",
+    "output_distribution",
+]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -142,6 +151,88 @@ def _explain_undecomposable(
     )
 
 
+class TokenLoss(nn.Module):
+    """Cross-entropy over the labelled positions of each row, as language models are trained by.
+
+        ℓ_i = −w_i Σ_{s: y_is ≠ ignore} log softmax(z_is)[y_is]
+
+    for logits z (b, t, c) and labels y (b, t), with w_i = 1 for the sum, and one over the number of
+    labelled positions of row i for the mean. A row without any has the loss 0. The softmax is taken
+    in float32 where logits have half precision. The result is (b,): rows are never averaged.
+
+    Parameters
+    ----------
+    reduction
+        ``"sum"`` over the labelled positions of a row: every token weighs the same, as in training
+        by the mean over all tokens of a batch. ``"mean"``: every row weighs the same.
+    ignore_index
+        The label of positions that have none.
+    shift
+        Whether logits at s are of the token at s + 1, so that labels are the tokens themselves, as
+        Hugging Face has them. False: labels stand where their logits are.
+
+    Examples
+    --------
+    >>> logits = torch.zeros(1, 3, 4)
+    >>> TokenLoss()(logits, torch.tensor([[2, -100, 0]]))  # 2 log 4
+    tensor([2.7726])
+    >>> TokenLoss(shift=True)(logits, torch.tensor([[2, -100, 0]]))  # the first is not predicted
+    tensor([1.3863])
+    """
+
+    def __init__(
+        self,
+        reduction: Literal["sum", "mean"] = "sum",
+        ignore_index: int = -100,
+        *,
+        shift: bool = False,
+    ) -> None:
+        super().__init__()
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"expected reduction 'sum' or 'mean' of TokenLoss; got {reduction!r}")
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.shift = shift
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """ℓ for logits (b, t, c) and labels (b, t): (b,)."""
+        total = self.tokens(logits, labels).sum(1)
+        if self.reduction == "sum":
+            return total
+        return total / self.labelled(labels).sum(1).clamp(min=1)
+
+    def tokens(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """−log softmax(z)[y] of every label, where the label stands; 0 where there is none: (b, t).
+
+        Their sum is the loss of a row by ``reduction="sum"``.
+        """
+        self._check(logits, labels)
+        if self.shift:
+            own, wanted = logits[:, :-1], labels[:, 1:]
+        else:
+            own, wanted = logits, labels
+        there = wanted != self.ignore_index
+        own = own.float() if own.dtype in (torch.float16, torch.bfloat16) else own
+        # the label 0 stands in for none: an index must be one
+        picked = own.log_softmax(-1).gather(-1, wanted.where(there, 0)[..., None])[..., 0]
+        losses = torch.where(there, -picked, 0.0)
+        return F.pad(losses, (1, 0)) if self.shift else losses
+
+    def labelled(self, labels: Tensor) -> Tensor:
+        """Which logits have a label, (b, t)."""
+        there = labels != self.ignore_index
+        return F.pad(there[:, 1:], (0, 1)) if self.shift else there
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+            raise ValueError(
+                "expected logits (b, t, c) and a label for every position, (b, t); got "
+                f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+            )
+        if labels.is_floating_point():
+            raise ValueError(f"expected integer labels; got {labels.dtype}")
+
+
 # --- the distribution of labels that a loss stands for
 # ---------------------------------------------
 #
@@ -185,6 +276,52 @@ class Categorical:
         """Uniform noise, one number per position, for a batch of outputs (b, c, …)."""
         shape = (output.shape[0], *output.shape[2:])
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(output)
+
+
+@dataclass(frozen=True)
+class TokenCategorical:
+    """Cross-entropy of labelled positions: y ~ softmax(output) over the last of (b, t, c).
+
+    Unlike those of the other distributions its methods take whole batches, with `labelled` (b, t):
+    a position without a label has no curvature.
+    """
+
+    reduction: str = "sum"
+
+    def _weights(self, labelled: Tensor, output: Tensor) -> Tensor:
+        """The weight of every position in the loss of its row, (b, t)."""
+        weights = labelled.to(output.dtype)
+        if self.reduction == "mean":
+            weights = weights / labelled.sum(1, keepdim=True).clamp(min=1)
+        return weights
+
+    def roots(self, output: Tensor, labelled: Tensor) -> Tensor:
+        """√(w p_c) (p − e_c) for every class c at every position, (b, t·c, t, c)."""
+        t, c = output.shape[1:]
+        p = output.softmax(-1)  # (b, t, c)
+        residual = p[:, :, None] - torch.eye(c, dtype=p.dtype, device=p.device)  # (b, t, c, c)
+        scale = (p * self._weights(labelled, output)[..., None]).sqrt()
+        own = scale[..., None] * residual
+        spread = own[:, :, :, None] * torch.eye(t, dtype=p.dtype, device=p.device)[:, None, :, None]
+        return spread.flatten(1, 2)  # (b, t, c, t, c) before
+
+    def sampled_root(self, output: Tensor, noise: Tensor, labelled: Tensor) -> Tensor:
+        """√w (p − e_y) for labels y drawn by inverse transform of uniform noise (b, t)."""
+        root = output.softmax(-1)
+        y = torch.searchsorted(root.cumsum(-1), noise[..., None]).clamp(max=output.shape[-1] - 1)
+        root.scatter_add_(-1, y, torch.full_like(noise, -1.0)[..., None])
+        return root.mul_(self._weights(labelled, output).sqrt()[..., None])
+
+    def multiply(self, output: Tensor, pushed: Tensor, labelled: Tensor) -> Tensor:
+        """∂²ℓ/∂z² u = w (p ∘ u − p pᵀu) at every position, for u (k, b, t, c)."""
+        p = output.softmax(-1)
+        weighted = p * pushed
+        own = weighted - p * weighted.sum(-1, keepdim=True)
+        return own * self._weights(labelled, output)[..., None]
+
+    def noise(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform noise, one number per position, for a batch of outputs (b, t, c)."""
+        return torch.rand(output.shape[:2], generator=generator, dtype=torch.float64).to(output)
 
 
 @dataclass(frozen=True)
@@ -235,23 +372,27 @@ class Gaussian:
         return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
 
 
-OutputDistribution = Categorical | Bernoulli | Gaussian
+OutputDistribution = Categorical | TokenCategorical | Bernoulli | Gaussian
 
 
 def output_distribution(loss: Any) -> OutputDistribution | None:
     """The distribution whose negative log-likelihood this loss is; None where it is not known.
 
     Known are cross-entropy, negative log-likelihood, binary cross-entropy with logits and mean
-    squared error, as functions and as modules, without class weights and label smoothing.
+    squared error, as functions and as modules, without class weights and label smoothing; and
+    `TokenLoss`.
     """
-    if loss is F.cross_entropy:
-        return Categorical()
-    if loss is F.nll_loss:
-        return Categorical(log_probabilities=True)
-    if loss is F.binary_cross_entropy_with_logits:
-        return Bernoulli()
-    if loss is F.mse_loss:
-        return Gaussian()
+    if type(loss) is TokenLoss:
+        return TokenCategorical(loss.reduction)
+    functions: dict[Any, OutputDistribution] = {
+        F.cross_entropy: Categorical(),
+        F.nll_loss: Categorical(log_probabilities=True),
+        F.binary_cross_entropy_with_logits: Bernoulli(),
+        F.mse_loss: Gaussian(),
+    }
+    known = next((found for function, found in functions.items() if loss is function), None)
+    if known is not None:
+        return known
     reduction = "mean" if getattr(loss, "reduction", "mean") == "mean" else "sum"
     plain = getattr(loss, "weight", None) is None and not getattr(loss, "label_smoothing", 0.0)
     if not plain or getattr(loss, "pos_weight", None) is not None:

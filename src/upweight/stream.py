@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ArraySink", "Sink", "ZarrSink", "atomic_directory", "atomic_write"]
+__all__ = [
+    "ArraySink",
+    "Sink",
+    "ZarrSink",
+    "atomic_directory",
+    "atomic_write",
+    "load_tensors",
+    "save_tensors",
+]
+
+# What a file of `save_tensors` holds beside its tensors. One key: safetensors keeps several in no
+# fixed order, and the same content is to be the same bytes.
+META_KEY = "upweight"
+TENSORS_FORMAT = 1
 
 
 @contextmanager
@@ -65,6 +80,109 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> Path:
+    """Write tensors with a description to one safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Replaced if it is there. The file is on disk when this returns.
+    tensors
+        By name; of any shape, dtype and device. They come back on the CPU.
+    meta
+        Whatever JSON can hold.
+
+    Raises
+    ------
+    TypeError
+        If `meta` holds what JSON cannot.
+    OSError
+        If the file cannot be written; one that was there before is as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_tensors(f"{folder}/a", {"x": torch.ones(2)}, {"layer": "head"})
+    ...     load_tensors(path)
+    ({'x': tensor([1., 1.])}, {'layer': 'head'})
+    """
+    from safetensors.torch import save_file
+
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory
+        own[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    text = json.dumps(dict(meta), sort_keys=True)
+    about = {"format": TENSORS_FORMAT, "meta": text, "blake2b": _checksum(own, text)}
+    with atomic_write(path) as partial:
+        save_file(own, partial, {META_KEY: json.dumps(about)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+    return Path(path)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` has written: tensors by name, on the CPU, and their description.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file.
+    ValueError
+        If it is not of `save_tensors`, was cut off, or does not have its checksum.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of tensors at {path}; there is none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get(META_KEY)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as tensors ({error}): it was cut off, damaged, or is another "
+            "kind of file. Remove it, and make it again"
+        ) from error
+    about = _read_about(about)
+    if about.get("format") != TENSORS_FORMAT:
+        raise ValueError(
+            f"{path} was not written by this version of upweight: expected tensors of format "
+            f"{TENSORS_FORMAT}; got {about.get('format', 'none')}. Make it again"
+        )
+    if _checksum(found, str(about.get("meta"))) != about.get("blake2b"):
+        raise ValueError(
+            f"{path} does not have its checksum: it was changed or damaged on disk. Remove it, and "
+            "make it again"
+        )
+    return found, json.loads(about["meta"])
+
+
+def _read_about(text: str | None) -> dict[str, Any]:
+    try:
+        about = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Sink(Protocol):

@@ -1,7 +1,8 @@
 """Inputs of layers and derivatives by their outputs, for all rows and roots.
 
-A zero δ is added to the output of every call of a layer, z = W ã + δ, and derivatives are taken by
-δ alone. That Σ g ãᵀ is the derivative by θ is tried on a few rows for every layer.
+Derivatives are taken by the outputs of the layers alone, where they stand in the graph of autograd:
+none by parameters are computed, nothing is added to the model and nothing copied. That Σ g ãᵀ is
+the derivative by θ is tried on a few rows for every layer.
 
 Letters: b rows in a chunk, K roots per row, k cotangents, s positions of a row in all calls of a
 layer, q groups of a convolution, each with o outputs and i columns of ã.
@@ -9,9 +10,10 @@ layer, q groups of a convolution, each with o outputs and i columns of ã.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from upweight.curvature.form import OutputForm
-from upweight.curvature.sites import Call, Layer, Site, find_sites
+from upweight.curvature.hooks import DeclinedCallError, Hooks, zeros
+from upweight.curvature.inputs import Call
+from upweight.curvature.onehot import OneHot, row_gradients
+from upweight.curvature.sites import Site, find_sites
 from upweight.risk import CHUNK_BYTES, Chunk, EmpiricalRisk
 
 __all__ = ["Capture", "DeclinedCallError", "Piece", "find_capture"]
@@ -33,112 +38,78 @@ SUMMED_ROWS = 8192
 TOLERANCE = {2: 5e-2, 4: 2e-3, 8: 1e-9}
 
 
-class DeclinedCallError(Exception):
-    """A layer is called in a way that does not tell its rows apart."""
-
-    def __init__(self, module: nn.Module, reason: str) -> None:
-        super().__init__(reason)
-        self.module, self.reason = module, reason
-
-
 @dataclass(frozen=True)
 class Piece:
     """A chunk of rows with some of its roots: ã (b, s, q, i) and g (k, b, s, q, o) per site.
 
-    A site without a call has None. `first` marks the first piece with these ã.
+    A site without a call has None, one of an embedding alone its tokens in place of ã. `first`
+    marks the first piece with these ã; those of a mixed site are others in every piece.
     """
 
-    inputs: list[Tensor | None]
+    inputs: list[Tensor | OneHot | None]
     slopes: list[Tensor | None]
     first: bool
 
+    def part(self, sites: slice) -> Piece:
+        """Of some of the sites."""
+        return Piece(self.inputs[sites], self.slopes[sites], self.first)
+
 
 class Capture:
-    """Runs the model with a zero δ behind every call of the sites' modules.
+    """Runs the model and keeps what goes into the sites' modules, and where it comes out.
 
     Attributes
     ----------
     sites
-        What is captured.
+        What is captured: `pieces` have a place for each.
+    rests
+        Sites without Kronecker factors; see `whole`.
     row_numbers
         How many numbers ã and g have for one row, (all s·q·i, all s·q·o), as the probe found.
     """
 
-    def __init__(self, risk: EmpiricalRisk, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, risk: EmpiricalRisk, sites: Sequence[Site], rests: Sequence[Site] = ()
+    ) -> None:
         self.risk = risk
         self.sites = tuple(sites)
-        self.row_numbers = (0, 0)
-        self._calls: list[Call] | None = None
-        self._rows = 0
+        self.rests = tuple(rests)
+        self._numbers: dict[Site, tuple[int, int]] = {}
+        self._shared: set[nn.Module] = set()
+        self._hooks = Hooks(risk, self._shared)
+
+    @property
+    def row_numbers(self) -> tuple[int, int]:  # noqa: D102
+        found = [self._numbers.get(site, (0, 0)) for site in self.sites]
+        return sum(a for a, _ in found), sum(g for _, g in found)
+
+    def _with(self, sites: Sequence[Site], rests: Sequence[Site]) -> Capture:
+        other = copy.copy(self)
+        other.sites, other.rests = tuple(sites), tuple(rests)
+        return other
 
     def using(self, declined: DeclinedCallError) -> dict[Site, str]:
         """The sites that the declined module belongs to, with the reason."""
-        return {s: declined.reason for s in self.sites if declined.module in s.modules}
+        every = (*self.sites, *self.rests)
+        return {s: declined.reason for s in every if declined.module in s.modules}
 
     def without(self, failed: Mapping[Site, str]) -> tuple[Capture, dict[str, str]]:
         """A capture of the other sites, and the reason for each parameter of these."""
-        other = Capture(self.risk, [site for site in self.sites if site not in failed])
-        other.row_numbers = self.row_numbers
+        kept = [[s for s in some if s not in failed] for some in (self.sites, self.rests)]
         names = {n: why for site, why in failed.items() for n in site.names if n is not None}
-        return other, names
+        return self._with(*kept), names
 
-    @contextmanager
-    def installed(self) -> Generator[None]:
-        """Hooks directly behind the layers, before any of the user's, until the end."""
-        with ExitStack() as stack:
-            for module in dict.fromkeys(m for site in self.sites for m in site.modules):
-                handle = module.register_forward_hook(self._hook, prepend=True, with_kwargs=True)
-                stack.callback(handle.remove)
-            yield
-
-    def _hook(self, module: Layer, args: Any, kwargs: Any, output: Any) -> Tensor | None:
-        if self._calls is None:
-            return None
-        a = args[0] if args else kwargs.get("input")
-        if not isinstance(a, Tensor) or not isinstance(output, Tensor):
-            raise DeclinedCallError(module, "it is not called with one tensor")
-        linear = isinstance(module, nn.Linear)
-        fits = a.ndim > 1 if linear else a.ndim == 2 + len(module.kernel_size)
-        # (b·t, d) for the t positions of every row is taken, too
-        if not fits or a.shape[0] % self._rows:
-            raise DeclinedCallError(
-                module, f"its input {tuple(a.shape)} is not made of the batch's {self._rows} rows"
-            )
-        # made here, so that a layer may be called several times and with any shape
-        shift = torch.zeros_like(output, requires_grad=True)
-        self._calls.append(Call(module, a.detach(), shift))
-        return output + shift
-
-    def run(self, theta: Mapping[str, Tensor], batch: Any, b: int) -> tuple[Tensor, list[Call]]:
-        """The output (b, *o) and the calls of the layers, in order."""
-        self._calls, self._rows = [], b
-        try:
-            with torch.enable_grad():
-                output = self.risk.model(dict(theta), batch)
-            return output, self._calls
-        finally:
-            self._calls = None
-
-    def pull(
-        self, output: Tensor, leaves: Sequence[Tensor], cotangents: Tensor, what: str
-    ) -> list[Tensor]:
-        """Uᵀ ∂output/∂leaf for k cotangents (k, b, *o): per leaf (k, …)."""
-        if not output.requires_grad or not leaves:
-            return [leaf.new_zeros(len(cotangents), *leaf.shape) for leaf in leaves]
-
-        def one(u: Tensor) -> list[Tensor]:
-            found = torch.autograd.grad(
-                output, leaves, u, retain_graph=True, materialize_grads=True
-            )
-            return list(found)
-
-        return self.risk.autodiff.rows(one, cotangents, what=what)
+    def whole(self) -> Capture:
+        """A capture of `sites` and then `rests`, all of them as sites."""
+        return self._with((*self.sites, *self.rests), ())
 
     def over(self, risk: EmpiricalRisk) -> Capture:
         """The same sites on other rows, or with another loss, of the same model."""
-        other = Capture(risk, self.sites)
-        other.row_numbers = self.row_numbers
+        other = self._with(self.sites, self.rests)
+        other.risk, other._hooks = risk, Hooks(risk, self._shared)
         return other
+
+    # --- all rows --------------------------------------------------------------------------------
 
     def visit(self, form: OutputForm, add: Callable[[Piece], None]) -> None:
         """Call `add` with ã and g of all rows: once for each chunk and some of its roots S.
@@ -147,6 +118,8 @@ class Capture:
         ------
         DeclinedCallError
             If rows go another way through the model than the probed ones.
+        ValueError
+            If an input or a derivative of a layer is not finite; the layer and the rows are named.
         """
         for _, piece in self.pieces(form):
             add(piece)
@@ -157,44 +130,119 @@ class Capture:
         `row_bytes` is what the caller makes of each row, to be counted with the memory of a chunk.
         """
         size, (inputs, outputs) = self.risk.dtype.itemsize, self.row_numbers
+        alone = form.root_count == 1
+        # the graph of one root is freed while it is walked; that of several is kept
         per_root = 2 * outputs * size + self.risk.activation_bytes
-        own = 2 * inputs * size + min(form.root_count, ROOTS) * per_root
-        theta = self.risk.model.parameters()
+        own = (inputs + outputs) * size if alone else 2 * inputs * size
+        own += 0 if alone else min(form.root_count, ROOTS) * per_root
         for chunk in self.risk.chunks(max(row_bytes + own, CHUNK_BYTES / SUMMED_ROWS)):
-            # left before every yield: what the caller does meanwhile is not ours to switch
-            with self._running():
-                output, calls = self.run(theta, chunk.batch, len(chunk))
-                roots = form.roots(chunk, output.detach()).transpose(0, 1)  # (K, b, *o)
-                extended = self._extended(calls, len(chunk))
-            shifts = [call.shift for call in calls]
             together = max(1, int(CHUNK_BYTES / (len(chunk) * per_root)))
-            for at, some in enumerate(roots.split(together)):
-                with self._running():
-                    pulled = self.pull(output, shifts, some, "derivatives by outputs of layers")
-                    piece = Piece(extended, self._slopes(calls, pulled, len(chunk)), at == 0)
+            pending = self._pending(form, chunk, together)
+            while True:
+                # left before every yield: what the caller does meanwhile is not ours to switch
+                with self._running(twice=not alone):
+                    piece = next(pending, None)
+                if piece is None:
+                    break
                 yield chunk, piece
+                del piece  # before the next is made
+
+    def _pending(self, form: OutputForm, chunk: Chunk, together: int) -> Iterator[Piece]:
+        b = len(chunk)
+        output, calls = self._hooks.run(self.risk.model.parameters(), chunk.batch, b)
+        roots = form.roots(chunk, output.detach()).transpose(0, 1)  # (K, b, *o)
+        inputs: list[Tensor | OneHot | None] | None = None
+        left = roots.shape[0]
+        for some in roots.split(together):
+            left -= len(some)
+            pulled = self._hooks.pull(output, calls, some, last=left == 0)
+            if left == 0:
+                output = output.detach()  # lets the graph go
+            first = inputs is None
+            inputs = self._extended(calls, b) if inputs is None else inputs
+            own, slopes = self._joined(calls, pulled, b, inputs)
+            del pulled
+            self._check_finite(chunk, own if first else [], slopes)
+            piece = Piece(own, slopes, first)
+            del own, slopes
+            if left == 0:
+                calls, inputs = [], []
+            yield piece
+            del piece
+
+    def _installed(self) -> AbstractContextManager[None]:
+        return self._hooks.installed(m for site in self.sites for m in site.modules)
 
     @contextmanager
-    def _running(self) -> Generator[None]:
-        with self.risk.model.evaluating(), self.installed():
-            yield
+    def _running(self, *, twice: bool) -> Generator[None]:
+        model = self.risk.model
+        learned = [p for p in model.model.parameters() if p.requires_grad]
+        with model.evaluating(twice=twice), self._installed():
+            try:
+                # what a checkpoint runs again is run with these, and must keep no more than before
+                for parameter in learned:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for parameter in learned:
+                    parameter.requires_grad_(True)
 
-    def _extended(self, calls: Sequence[Call], b: int) -> list[Tensor | None]:
-        own = [[call for call in calls if call.module in site.modules] for site in self.sites]
-        return [
-            site.extended(some, b, self.risk.dtype) if some else None
-            for site, some in zip(self.sites, own, strict=True)
-        ]
-
-    def _slopes(
-        self, calls: Sequence[Call], pulled: Sequence[Tensor], b: int
-    ) -> list[Tensor | None]:
-        found: list[Tensor | None] = []
+    def _extended(self, calls: Sequence[Call], b: int) -> list[Tensor | OneHot | None]:
+        """ã of every site; None for those without a call and for mixed ones."""
+        found: list[Tensor | OneHot | None] = []
         for site in self.sites:
+            own = [call for call in calls if call.module in site.modules]
+            usable = bool(own) and not site.mixed
+            found.append(site.extended(own, b, self.risk.dtype) if usable else None)
+        return found
+
+    def _joined(
+        self,
+        calls: Sequence[Call],
+        pulled: Sequence[Tensor],
+        b: int,
+        inputs: Sequence[Tensor | OneHot | None],
+    ) -> tuple[list[Tensor | OneHot | None], list[Tensor | None]]:
+        """ã and g of every site."""
+        found: list[Tensor | OneHot | None] = []
+        slopes: list[Tensor | None] = []
+        for site, a in zip(self.sites, inputs, strict=True):
             own = [at for at, call in enumerate(calls) if call.module in site.modules]
             some, grads = [calls[at] for at in own], [pulled[at] for at in own]
-            found.append(site.slopes(some, grads, b).to(self.risk.dtype) if own else None)
-        return found
+            g: Tensor | None = None
+            if own and site.mixed:
+                a, g = site.both(some, grads, b, self.risk.dtype)
+            elif own:
+                g = site.slopes(some, grads, b, self.risk.dtype)
+            found.append(a)
+            slopes.append(g)
+        return found, slopes
+
+    def _check_finite(
+        self,
+        chunk: Chunk,
+        inputs: Sequence[Tensor | OneHot | None],
+        slopes: Sequence[Tensor | None],
+    ) -> None:
+        """Refuse what is not finite, by one sum over each tensor and one look at all of them."""
+        every = [("inputs", at, x, 0) for at, x in enumerate(inputs)]
+        every += [("derivatives", at, x, 1) for at, x in enumerate(slopes)]
+        tensors = [(w, at, x, dim) for w, at, x, dim in every if isinstance(x, Tensor)]
+        if not tensors:
+            return
+        sums = torch.stack([x.sum() for _, _, x, _ in tensors])
+        if bool(torch.isfinite(sums).all()):
+            return
+        for what, at, x, dim in tensors:
+            bad = (~torch.isfinite(x)).movedim(dim, 0).flatten(1).any(1).nonzero().flatten()
+            if len(bad):  # a sum may overflow where all of its terms are finite
+                rows = ", ".join(str(chunk.start + int(row)) for row in bad[:3])
+                raise ValueError(
+                    f"{what} of layer {self.sites[at].name} are not finite (NaN or inf) in "
+                    f"{len(bad)} of the rows {chunk.start} to {chunk.stop - 1}, first in row "
+                    f"{rows}. Look at these rows; if they are in order, numbers overflow in "
+                    f"{self.risk.model.dtype}: use a model in float32 or float64"
+                )
 
     # --- the probe -------------------------------------------------------------------------------
 
@@ -202,73 +250,160 @@ class Capture:
         """Sites for which Σ g ãᵀ is not the derivative by θ, each with the reason.
 
         A cotangent that is random in one row and zero in the others is pulled back to θ itself, as
-        well as to δ. One that came from the loss would say nothing where a row is fitted exactly.
+        well as to the outputs of layers, one row after the other. One that came from the loss would
+        say nothing where a row is fitted exactly.
         """
-        n, p = self.risk.n, sum(site.size for site in self.sites)
+        n = self.risk.n
         each = 2 * self.risk.activation_bytes + 8 * torch.Size(self.risk.output_shape).numel()
-        fitting = min(CHUNK_BYTES / (16 * p), (CHUNK_BYTES / each) ** 0.5)
-        b = min(n, max(2, min(PROBED_ROWS, int(fitting))))
+        b = min(n, max(2, min(PROBED_ROWS, int(CHUNK_BYTES / each))))
         spread = [at * (n - 1) // max(1, b - 1) for at in range(b)]
         few = self.risk.with_rows(self.risk.rows.subset(spread))
         few.batch_size = None  # one row alone would not show how rows are laid out
         batch, b = (chunk := next(iter(few.chunks()))).batch, len(chunk)
+        with self.risk.model.evaluating():
+            with self._installed():
+                declined = self._look(few, batch, b)
+            failed = {s: declined[m] for s in self.sites for m in s.modules if m in declined}
+            others, _ = self.without(failed)
+            with others._installed():
+                return failed | others._compared(batch, b)
+
+    def _look(self, few: EmpiricalRisk, batch: Any, b: int) -> dict[nn.Module, str]:
+        """See which layers are called once for all rows, and which of them that does not suit.
+
+        Those are the ones whose input is as long for one row as for several. Their outputs are
+        repeated for every row, if the model takes it so.
+        """
+        shared = self._shared
+        shared.clear()
+        theta = self.risk.model.parameters()
+        one = next(iter(few.with_rows(few.rows.subset([0])).chunks())).batch
+        output, several = self._hooks.look(theta, batch, b)
+        _, single = self._hooks.look(theta, one, 1)
+        candidates: list[nn.Module] = []
+        declined: dict[nn.Module, str] = {}
+        for module in dict.fromkeys(call.module for call in several):
+            lengths = [[c.a.shape[:1] for c in x if c.module is module] for x in (several, single)]
+            if b > 1 and lengths[0] == lengths[1]:
+                candidates.append(module)
+            elif b == 1 and any(c.module is module and c.a.ndim == 1 < len(c.a) for c in several):
+                declined[module] = "a single row does not tell what its input is made of"
+        for module in candidates:
+            shared.add(module)
+            try:
+                fits = self._hooks.look(theta, batch, b)[0].shape == output.shape
+            except RuntimeError:
+                fits = False
+            shared.clear()
+            if not fits:
+                declined[module] = "its input has no dimension for the rows of a batch"
+        shared.update(module for module in candidates if module not in declined)
+        return declined
+
+    def _compared(self, batch: Any, b: int) -> dict[Site, str]:
         theta = self.risk.model.parameters()
         names = [name for site in self.sites for name in site.names if name is not None]
         leaves = {name: theta[name].detach().requires_grad_() for name in names}
-        with self.risk.model.evaluating(), self.installed():
-            output, calls = self.run({**theta, **leaves}, batch, b)
-            signs = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
-            u = torch.zeros(b, *output.shape, dtype=output.dtype, device=output.device)
-            u[range(b), range(b)] = signs.to(output)
-            shifts = [call.shift for call in calls]
-            wanted = [*leaves.values(), *shifts]
-            pulled = self.pull(output, wanted, u, "derivatives by θ and by outputs of layers")
-            by_name = dict(zip(names, pulled, strict=False))
-            slopes = self._slopes(calls, pulled[len(names) :], b)
-            return self._failed(by_name, self._extended(calls, b), slopes, b)
+        output, calls = self._hooks.run({**theta, **leaves}, batch, b)
+        inputs = self._extended(calls, b)
+        signs = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        sums = [_Sums() for _ in self.sites]
+        every: Any = [*leaves.values(), *(call.edge for call in calls if call.edge is not None)]
+        for row in range(b if output.requires_grad else 0):
+            u = torch.zeros_like(output)
+            u[row] = signs[row]
+            pulled: Sequence[Tensor | None] = torch.autograd.grad(
+                output, every, u, retain_graph=True, allow_unused=True
+            )
+            by_name = {
+                name: (torch.zeros_like(leaf) if g is None else g)[None]
+                for (name, leaf), g in zip(leaves.items(), pulled, strict=False)
+            }
+            left = iter(pulled[len(leaves) :])
+            found = [None if call.edge is None else next(left) for call in calls]
+            filled = [
+                zeros(call, 1, output) if g is None else g[None]
+                for call, g in zip(calls, found, strict=True)
+            ]
+            joined = self._joined(calls, filled, b, inputs)
+            for site, a, g, own in zip(self.sites, *joined, sums, strict=True):
+                if a is not None and g is not None:
+                    own.add(site, by_name, a[row : row + 1], g[:, row : row + 1])
+        return self._failed(sums)
 
-    def _failed(
-        self,
-        by_name: Mapping[str, Tensor],
-        inputs: Sequence[Tensor | None],
-        slopes: Sequence[Tensor | None],
-        b: int,
-    ) -> dict[Site, str]:
+    def _failed(self, sums: Sequence[_Sums]) -> dict[Site, str]:
         failed: dict[Site, str] = {}
         tolerance = TOLERANCE.get(self.risk.model.dtype.itemsize, 5e-2)
-        total = math.sqrt(sum(float(part.double().square().sum()) for part in by_name.values()))
-        numbers = [0, 0]
-        for site, a, g in zip(self.sites, inputs, slopes, strict=True):
-            if a is None or g is None:
+        total = math.sqrt(sum(own.wanted for own in sums))
+        for site, own in zip(self.sites, sums, strict=True):
+            allowed = max(math.sqrt(own.wanted), 1e-2 * own.scale, 1e-3 * total)
+            if not own.called:
                 failed[site] = "it is not called where it is used, so no hook sees its inputs"
-                continue
-            own = g[range(b), range(b)]  # (b, s, q, o): row k of cotangent k
-            got = torch.einsum("bsqo,bsqi->bqoi", own, a)
-            wanted = site.join(by_name).to(got.dtype)
-            # not relative to the sum over positions, which may cancel to round-off
-            scale = torch.linalg.vector_norm(own, dim=3) * torch.linalg.vector_norm(a, dim=3)
-            allowed = max(float(wanted.norm()), 1e-2 * float(scale.sum()), 1e-3 * total)
-            if float((got - wanted).norm()) <= tolerance * allowed:
-                numbers = [numbers[0] + a[0].numel(), numbers[1] + g[0, 0].numel()]
+            elif math.sqrt(own.error) <= tolerance * allowed:
+                self._numbers[site] = own.numbers
             else:
                 failed[site] = "what its calls see does not add up to its derivative"
-        self.row_numbers = (numbers[0], numbers[1])
         return failed
 
 
-def find_capture(risk: EmpiricalRisk) -> tuple[Capture, dict[str, str]]:
-    """The sites that passed the probe, and for the other parameters of θ the reason."""
-    sites, reasons = find_sites(risk)
-    capture, tried = Capture(risk, sites), False
-    while capture.sites and not tried:
+@dataclass
+class _Sums:
+    """How far Σ g ãᵀ of the probed rows is from the derivative by θ, for one site."""
+
+    called: bool = False
+    error: float = 0.0
+    wanted: float = 0.0
+    scale: float = 0.0
+    numbers: tuple[int, int] = (0, 0)
+
+    def add(self, site: Site, by_name: Mapping[str, Tensor], a: Tensor | OneHot, g: Tensor) -> None:
+        """Add ã (1, s, q, i) and g (1, 1, s, q, o) of a row."""
+        got = row_gradients(a, g)[0]  # (1, q, o, i)
+        wanted = site.join(by_name).to(got.dtype)
+        tokens = isinstance(a, OneHot)
+        # not relative to the sum over positions, which may cancel to round-off
+        lengths = g[0].double().norm(dim=3)
+        lengths = lengths if tokens else lengths * a.double().norm(dim=3)
+        self.called = True
+        self.error += float((got - wanted).double().square().sum())
+        self.wanted += float(wanted.double().square().sum())
+        self.scale += float(lengths.sum())
+        self.numbers = (a.ids.numel() if tokens else a.numel(), g.numel())
+
+
+def find_capture(
+    risk: EmpiricalRisk, *, embeddings: bool = False
+) -> tuple[Capture, dict[str, str]]:
+    """The sites that passed the probe, and why all other parameters have no Kronecker factors.
+
+    Parameters
+    ----------
+    risk
+        The rows, model and loss.
+    embeddings
+        Whether embeddings are among the sites with Kronecker factors; their ã are `OneHot`. They
+        are among `rests` otherwise, like normalisations.
+
+    Returns
+    -------
+    capture, reasons
+        Parameters with a reason that are in no site of ``capture.rests`` are seen by no hook.
+    """
+    found = find_sites(risk, embeddings=embeddings)
+    capture = Capture(risk, found.factored, found.rests)
+    reasons, tried = found.reasons, False
+    while (capture.sites or capture.rests) and not tried:
+        every = capture.whole()
         try:
-            failed, tried = capture.probe(), True
+            failed, tried = every.probe(), True
         except DeclinedCallError as declined:
-            failed = capture.using(declined)
+            failed = every.using(declined)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            failed = dict.fromkeys(capture.sites, f"its inputs cannot be captured: {error}")
+            some = capture.rests or capture.sites
+            failed = dict.fromkeys(some, f"its inputs cannot be captured: {error}")
         capture, more = capture.without(failed)
-        reasons |= more
+        for name, why in more.items():
+            reasons[name] = f"{reasons[name]}, and {why}" if name in reasons else why
     return capture, reasons

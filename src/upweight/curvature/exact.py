@@ -25,6 +25,8 @@ from upweight.curvature.linear import dense_hessian
 from upweight.losses import (
     Categorical,
     OutputDistribution,
+    TokenCategorical,
+    TokenLoss,
     output_distribution,
     output_hessian,
     output_roots,
@@ -192,6 +194,8 @@ class GGN(LinearOperator):
         """Roots in closed form, where the loss is known and they do not depend on the target."""
         if self._known is None:
             return None
+        if isinstance(self._known, TokenCategorical):
+            return self._known.roots(output, _labelled(self.risk, chunk))
         if isinstance(self._known, Categorical):
             target = self.risk.target(chunk.batch)
             ignored = getattr(self.risk.loss, "ignore_index", -100)
@@ -212,6 +216,8 @@ class GGN(LinearOperator):
         )
 
     def _multiply(self, chunk: Chunk, output: Tensor, pushed: Tensor) -> Tensor:
+        if isinstance(self._known, TokenCategorical):
+            return self._known.multiply(output, pushed, _labelled(self.risk, chunk))
         if self.form.root_count <= CLOSED_OUTPUTS:
             roots = self._closed_roots(chunk, output)
             if roots is not None:
@@ -375,13 +381,18 @@ class Fisher(LinearOperator):
             target = self.risk.target(chunk.batch)
             return gradient(lambda z: self.risk.row_loss(z, target).sum())(output)[:, None]
         assert self.distribution is not None
+        drawn = range(self.samples if self.kind == "sampled" else 0)
+        noises = [self._noise(chunk, output, s) for s in drawn]
+        if isinstance(self.distribution, TokenCategorical):
+            labelled = _labelled(self.risk, chunk)
+            if self.kind == "exact":
+                return self.distribution.roots(output, labelled)
+            draws = [self.distribution.sampled_root(output, noise, labelled) for noise in noises]
+            return torch.stack(draws, dim=1) / self.samples**0.5
         self._check_no_ignored_label(chunk)
         if self.kind == "exact":
             return vmap(self.distribution.roots)(output)
-        draws = [
-            vmap(self.distribution.sampled_root)(output, self._noise(chunk, output, s))
-            for s in range(self.samples)
-        ]
+        draws = [vmap(self.distribution.sampled_root)(output, noise) for noise in noises]
         return torch.stack(draws, dim=1) / self.samples**0.5
 
     def _check_no_ignored_label(self, chunk: Chunk) -> None:
@@ -418,6 +429,16 @@ class Fisher(LinearOperator):
             found[here.to(noise.device)] = noise[(positions[here] % NOISE_ROWS).to(noise.device)]
         assert found is not None
         return found
+
+
+def _labelled(risk: EmpiricalRisk, chunk: Chunk) -> Tensor:
+    """Which positions of the outputs of a chunk have a label, (b, t)."""
+    if not isinstance(risk.loss, TokenLoss):
+        raise TypeError(
+            "expected a TokenLoss for the distribution of tokens, as it knows which positions have "
+            f"a label; got {type(risk.loss).__name__}"
+        )
+    return risk.loss.labelled(risk.target(chunk.batch))
 
 
 Curvature = Hessian | GGN | Fisher

@@ -25,30 +25,30 @@ neural network architectures* (2023), §3, for positions ("expand").
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from upweight.curvature import form as forms
 from upweight.curvature.capture import Capture, DeclinedCallError, Piece, find_capture
-from upweight.curvature.exact import GGN, Fisher
+from upweight.curvature.inverted import KroneckerInverse
 from upweight.curvature.moments import Corrections, Factors
+from upweight.curvature.rests import Rest, RestGradients, RestSums, find_rests
+from upweight.curvature.roots import Roots
 from upweight.curvature.rotated import Block, Kind, Rotated
+from upweight.curvature.saved import load_operators, save_blocks, work_of
 from upweight.inverse.certificate import check_damping
 from upweight.layers import groups
-from upweight.losses import Categorical, OutputDistribution, output_distribution
+from upweight.losses import OutputDistribution
 from upweight.operator import BlockDiagonal, LinearOperator, wide
 from upweight.risk import CHUNK_BYTES, EmpiricalRisk
 
-__all__ = ["KroneckerCurvature", "KroneckerInverse"]
-
-# Parameters without Kronecker factors: up to so many in one module get a dense block.
-DENSE_SIZE = 512
+__all__ = ["KroneckerCurvature"]
 
 
 class KroneckerCurvature(LinearOperator):
@@ -73,6 +73,8 @@ class KroneckerCurvature(LinearOperator):
         For ``"sampled"``: labels per row, and the seed.
     distribution
         The distribution of labels, where `Fisher` cannot know it from the loss.
+    factors
+        A file to take the factors from if it is there, and to write them to if not.
     correction_rows
         For EK-FAC: how many rows, drawn at random with `seed`, the eigenvalues Λ are the mean over;
         a number, or a share below 1. Default: all. A and G are means over all rows.
@@ -123,6 +125,7 @@ class KroneckerCurvature(LinearOperator):
         distribution: OutputDistribution | None = None,
         correction_rows: int | float | None = None,
         other: Literal["auto", "dense", "diagonal", "refuse"] = "auto",
+        factors: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(risk.p, risk.dtype, risk.device)
         if other not in ("auto", "dense", "diagonal", "refuse"):
@@ -135,26 +138,71 @@ class KroneckerCurvature(LinearOperator):
         self.notes: list[str] = []
         self.passes = 0
         self._correcting = _rows_to_correct(risk.n, correction_rows, seed)
-        self._rooted = _Rooted(fisher, samples, seed, distribution)
+        self._rooted = Roots(fisher, samples, seed, distribution)
         self._form = self._rooted.form(risk)
         capture, reasons = find_capture(risk)
         if other == "refuse":
-            _find_rests(risk, reasons, other)  # before any pass over the rows
+            find_rests(risk, reasons, other)  # before any pass over the rows
+        settings = {
+            "method": self.name,
+            "fisher": fisher,
+            "samples": samples,
+            "seed": seed,
+            "correction_rows": correction_rows,
+            "other": other,
+        }
+        work = None if factors is None else work_of(risk, settings)
+        if factors is not None and work is not None and Path(factors).exists():
+            self.capture = capture
+            rests = find_rests(risk, reasons, other)
+            seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
+            self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
+            self.blocks = self._loaded(factors, work)
+            return
         found: list[Block] | None = None
+        rests: list[Rest] = []
         while found is None:
+            rests = find_rests(risk, reasons, other)
             try:
-                found = self._captured(capture) if capture.sites else []
+                found = self._captured(capture, rests) if capture.whole().sites else []
             except DeclinedCallError as declined:  # not on the probed rows, but on these
                 capture, more = capture.without(capture.using(declined))
                 reasons |= more
         self.capture = capture
-        self.rests = _find_rests(risk, reasons, other)
-        self.blocks = (*found, *self._others())
+        seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
+        self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
+        self.notes += [rest.note for rest in rests]
+        self.blocks = (*found, *self._unseen(self.rests[len(seen) :]))
+        if factors is not None and work is not None:
+            save_blocks(factors, self.blocks, work, self.notes)
+
+    def _loaded(self, path: str | os.PathLike[str], work: Mapping[str, Any]) -> tuple[Block, ...]:
+        """Blocks from a file, which must be those of this model."""
+        described, operators, notes = load_operators(path, work, self.device)
+        places = [lambda s=site: s.entries for site in self.capture.sites]
+        places += [lambda r=rest: r.places(self.risk) for rest in self.rests]
+        names = [*(s.name for s in self.capture.sites), *(r.name for r in self.rests)]
+        if [one["name"] for one in described] != names:
+            raise ValueError(
+                f"the factors at {path} are of the blocks {[one['name'] for one in described]}; "
+                f"this model has {names}. Remove the file, or name another one"
+            )
+        self.notes += notes
+        return tuple(
+            Block(one["name"], cast("Kind", one["kind"]), operator, locate)
+            for one, operator, locate in zip(described, operators, places, strict=True)
+        )
 
     @cached_property
     def _whole(self) -> BlockDiagonal:
         operators = [block.operator for block in self.blocks]
         return BlockDiagonal(operators, [block.entries for block in self.blocks])
+
+    @cached_property
+    def gradients_of_rests(self) -> tuple[list[RestGradients], list[Rest]]:
+        """Of `rests` in order: those that hooks see, and the others."""
+        seen = self._seen(self.capture, self.rests)
+        return [gradients for _, gradients in seen], self.rests[len(seen) :]
 
     def fingerprint(self) -> str:
         """A digest of the model and of all factors: rows stored in their basis belong to these."""
@@ -246,11 +294,22 @@ class KroneckerCurvature(LinearOperator):
 
     # --- blocks with Kronecker factors -----------------------------------------------------------
 
-    def _captured(self, capture: Capture) -> list[Block]:
-        sums = Factors(self.risk, capture, keep=self.corrected and self._correcting is None)
-        capture.visit(self._form, sums.add)
+    def _captured(self, capture: Capture, rests: Sequence[Rest]) -> list[Block]:
+        """The blocks of all sites, and of those rests that hooks see."""
+        count = len(capture.sites)
+        seen = self._seen(capture, rests)
+        kind = wide(self.dtype, self.device)
+        others = RestSums(seen, torch.zeros((), dtype=kind, device=self.device))
+        keep = self.corrected and self._correcting is None
+        sums = Factors(self.risk, capture.sites, keep=keep)
+
+        def add(piece: Piece) -> None:
+            sums.add(piece.part(slice(0, count)))
+            others.add(piece.inputs[count:], piece.slopes[count:])
+
+        capture.whole().visit(self._form, add)
         self.passes += 1
-        vectors: list[tuple[Tensor, Tensor]] = []
+        vectors: list[tuple[Tensor | None, Tensor | None]] = []
         spectra: list[Tensor] = []
         for at, site in enumerate(capture.sites):
             a, g = sums.factors(at)
@@ -260,9 +319,9 @@ class KroneckerCurvature(LinearOperator):
                     f"{site.name}: rows have {min(lengths)} to {max(lengths)} positions, by the "
                     "batch they are in. Padding counts in A, so the batch size matters"
                 )
-            (s_a, u_a), (s_g, u_g) = torch.linalg.eigh(a), torch.linalg.eigh(g)
-            vectors.append((u_g.to(self.dtype), u_a.to(self.dtype)))
-            spectra.append(s_g.clamp(min=0)[:, :, None] * s_a.clamp(min=0)[:, None])
+            (s_a, u_a), (s_g, u_g) = self._eigen(a), self._eigen(g)
+            vectors.append((u_g, u_a))
+            spectra.append(s_g[:, :, None] * s_a[:, None])
         if self.corrected:
             spectra = self._corrected(capture, vectors, sums.kept)
         blocks: list[Block] = []
@@ -270,16 +329,32 @@ class KroneckerCurvature(LinearOperator):
             _check_finite(site.name, values)
             operator = Rotated(u_g, u_a, values.to(self.dtype))
             blocks.append(Block(site.name, "kronecker", operator, lambda s=site: s.entries))
-        return blocks
+        found = zip(seen, others.totals, strict=True)
+        return [*blocks, *(self._block(rest, total / self.risk.n) for (rest, _), total in found)]
+
+    def _seen(self, capture: Capture, rests: Sequence[Rest]) -> list[tuple[Rest, RestGradients]]:
+        found: list[tuple[Rest, RestGradients]] = []
+        for rest in rests:
+            own = rest.seen(capture.rests)
+            if own is not None:
+                found.append((rest, RestGradients(rest, self.risk, capture.rests, own)))
+        return found
+
+    def _eigen(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Eigenvalues (q, d) and eigenvectors (q, d, d); None for a diagonal (q, d)."""
+        if matrix.ndim == 2:
+            return matrix, None
+        values, vectors = torch.linalg.eigh(matrix)
+        return values.clamp(min=0), vectors.to(self.dtype)
 
     def _corrected(
         self,
         capture: Capture,
-        vectors: Sequence[tuple[Tensor, Tensor]],
+        vectors: Sequence[tuple[Tensor | None, Tensor | None]],
         kept: Sequence[Piece] | None,
     ) -> list[Tensor]:
         """Λ of every site, from the pieces of all rows, or from a pass over all or some of them."""
-        corrections = Corrections(self.risk, vectors)
+        corrections = Corrections(self.risk, capture.sites, vectors)
         if self._correcting is not None:
             some = self.risk.with_rows(self.risk.rows.subset(self._correcting))
             capture.over(some).visit(self._rooted.form(some), corrections.add)
@@ -294,16 +369,8 @@ class KroneckerCurvature(LinearOperator):
 
     # --- all other blocks ------------------------------------------------------------------------
 
-    def _others(self) -> list[Block]:
-        rests = self.rests
-        for one in rests:
-            if one.kind == "dense":
-                self.notes.append(f"{one.told}. They have an exact dense block of their own")
-            else:
-                self.notes.append(
-                    f"{one.told}. They have the exact diagonal alone; pass other='dense' for the "
-                    f"whole block, {CHOOSE}"
-                )
+    def _unseen(self, rests: Sequence[Rest]) -> list[Block]:
+        """Blocks of parameters that no hook sees, of C = RᵀR itself, from rows of R."""
         most = CHUNK_BYTES / (2 * self._form.root_count * self.dtype.itemsize)
         blocks: list[Block] = []
         for some in groups([one.size for one in rests], most) if rests else ():
@@ -311,7 +378,6 @@ class KroneckerCurvature(LinearOperator):
         return blocks
 
     def _exact(self, rest: Sequence[Rest]) -> list[Block]:
-        """Blocks of C = RᵀR itself, or its diagonal, from the rows R of these parameters alone."""
         kind = wide(self.dtype, self.device)
         risk = self.risk.restricted([name for one in rest for name in one.names])
         places = [one.places(risk).to(self.device) for one in rest]
@@ -326,115 +392,18 @@ class KroneckerCurvature(LinearOperator):
                 own = r[:, at]
                 total += own.T @ own if one.kind == "dense" else own.square().sum(0)
         self.passes += 1
-        blocks: list[Block] = []
-        for one, total in zip(rest, sums, strict=True):
-            _check_finite(one.name, total)
-            vectors, values = None, total
-            if one.kind == "dense":
-                values, vectors = torch.linalg.eigh(total)
-                vectors = vectors[None].to(self.dtype)  # (1, o, o)
-            values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
-            operator = Rotated(vectors, None, values)
-            blocks.append(Block(one.name, one.kind, operator, lambda r=one: r.places(self.risk)))
-        return blocks
+        return [self._block(one, total) for one, total in zip(rest, sums, strict=True)]
 
-
-class KroneckerInverse(LinearOperator):
-    """(C_h + λ_h I)⁻¹ block by block.
-
-    Parameters
-    ----------
-    curvature
-        C.
-    weights
-        1/(Λ + λ_h) for every block, (q, o, i).
-    factored
-        With which relative error scores may take the weights as sums of products; None: not.
-    """
-
-    semidefinite = True
-
-    def __init__(
-        self,
-        curvature: KroneckerCurvature,
-        weights: Sequence[Tensor],
-        factored: float | None = None,
-    ) -> None:
-        super().__init__(curvature.size, curvature.dtype, curvature.device)
-        self.curvature = curvature
-        self.weights = tuple(weights)
-        self.factored = factored
-
-    @cached_property
-    def _whole(self) -> BlockDiagonal:
-        """For vectors of all parameters; scores need none."""
-        return BlockDiagonal(
-            [self.block(at) for at in range(len(self.weights))],
-            [block.entries for block in self.curvature.blocks],
-        )
-
-    def block(self, at: int) -> Rotated:
-        """(C_h + λ_h I)⁻¹ alone."""
-        return self.curvature.blocks[at].operator.with_values(self.weights[at])
-
-    def _apply(self, columns: Tensor) -> Tensor:
-        return self._whole @ columns
-
-    def _dense(self, block: int = 1024) -> Tensor:
-        return self._whole.dense()
-
-    def _diagonal(self, block: int = 1024) -> Tensor:
-        return self._whole.diagonal()
-
-
-CHOOSE = "leave them out with parameters=, or use curvature='ggn' with a solver"
-
-
-@dataclass(frozen=True)
-class Rest:
-    """Parameters of one module that have no Kronecker factors, with their block and the reason."""
-
-    name: str
-    type: str
-    names: tuple[str, ...]
-    size: int
-    kind: Kind
-    reason: str
-    told: str
-
-    def places(self, risk: EmpiricalRisk) -> Tensor:
-        """The entries that they have among the parameters of a risk, in order."""
-        parts: list[Tensor] = []
-        start = 0
-        for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
-            if name in self.names:
-                parts.append(torch.arange(start, start + size))
-            start += size
-        return torch.cat(parts)
-
-
-def _find_rests(risk: EmpiricalRisk, reasons: Mapping[str, str], other: str) -> list[Rest]:
-    owned: dict[str, list[str]] = {}
-    for name in risk.model.names:
-        if name in reasons:
-            owned.setdefault(name.rpartition(".")[0], []).append(name)
-    sizes = dict(zip(risk.model.names, risk.model.sizes, strict=True))
-    found: list[Rest] = []
-    for owner, names in owned.items():
-        kind = type(risk.model.model.get_submodule(owner)).__name__
-        size = sum(sizes[name] for name in names)
-        small = size <= DENSE_SIZE if other == "auto" else other == "dense"
-        reason = "; ".join(dict.fromkeys(reasons[name] for name in names))
-        local = ", ".join(name.rpartition(".")[2] for name in names)
-        told = (
-            f"{owner or kind} ({kind}): {local}, {size} of {risk.p} parameters, have no Kronecker "
-            f"factors: {reason}"
-        )
-        if other == "refuse":
-            raise ValueError(f"{told}. Pass other='auto' for an exact block of their own, {CHOOSE}")
-        block: Kind = "dense" if small else "diagonal"
-        found.append(Rest(owner or kind, kind, tuple(names), size, block, reason, told))
-    return found
+    def _block(self, rest: Rest, total: Tensor) -> Block:
+        """A block from its matrix or its diagonal."""
+        _check_finite(rest.name, total)
+        vectors, values = None, total
+        if rest.kind == "dense":
+            values, vectors = torch.linalg.eigh(total)
+            vectors = vectors[None].to(self.dtype)  # (1, o, o)
+        values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
+        operator = Rotated(vectors, None, values)
+        return Block(rest.name, rest.kind, operator, lambda: rest.places(self.risk))
 
 
 def _rows_to_correct(n: int, wanted: int | float | None, seed: int) -> list[int] | None:
@@ -452,40 +421,6 @@ def _rows_to_correct(n: int, wanted: int | float | None, seed: int) -> list[int]
         return None
     chosen = np.random.default_rng((seed, n)).choice(n, count, replace=False)
     return sorted(int(row) for row in chosen)
-
-
-@dataclass(frozen=True)
-class _Rooted:
-    """Which roots of the loss's curvature in the output."""
-
-    fisher: Literal["exact", "sampled", "empirical"]
-    samples: int
-    seed: int
-    distribution: OutputDistribution | None
-
-    def form(self, risk: EmpiricalRisk) -> forms.OutputForm:
-        """The form of a GGN or Fisher matrix."""
-        if self.fisher not in ("exact", "sampled", "empirical"):
-            raise ValueError(
-                f"expected fisher='exact', 'sampled' or 'empirical'; got {self.fisher!r}"
-            )
-        labels = self.distribution
-        if self.fisher != "exact":
-            drawn = {"samples": self.samples, "seed": self.seed}
-            return Fisher(risk, self.fisher, distribution=labels, **drawn).form
-        outputs = int(torch.Size(risk.output_shape).numel())
-        if outputs > forms.ROOT_OUTPUTS:
-            raise ValueError(
-                f"expected at most {forms.ROOT_OUTPUTS} numbers in the output of a row for "
-                f"fisher='exact'; got {outputs}. Use fisher='sampled', with one label per row or "
-                "several (samples=)"
-            )
-        known = output_distribution(risk.loss)
-        linear = isinstance(known, Categorical) and known.log_probabilities
-        # the GGN is the exact Fisher matrix where both are, and defined for more losses and labels
-        if linear or labels is not None:
-            return Fisher(risk, distribution=labels).form
-        return GGN(risk).form
 
 
 def _check_finite(name: str, *factors: Tensor) -> None:

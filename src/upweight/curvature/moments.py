@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from upweight.curvature.capture import Capture, Piece
-from upweight.curvature.rotated import turned
+from upweight.curvature.capture import Piece
+from upweight.curvature.products import gram, summed_outer, turned
+from upweight.curvature.sites import Site
 from upweight.operator import wide
 from upweight.risk import EmpiricalRisk
 
@@ -25,32 +26,37 @@ FORMED_BYTES = 32 * 2**20
 
 
 class Factors:
-    """Σ ã ãᵀ and Σ g gᵀ of every site, and the pieces themselves if memory allows."""
+    """Σ ã ãᵀ and Σ g gᵀ of every site, and the pieces themselves if memory allows.
 
-    def __init__(self, risk: EmpiricalRisk, capture: Capture, *, keep: bool) -> None:
+    Of a side that is too wide for a matrix only the diagonal is kept.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, sites: Sequence[Site], *, keep: bool) -> None:
         self.risk = risk
-        self._kind = wide(risk.dtype, risk.device)
-        self._a = [self._zeros(site.groups, site.columns) for site in capture.sites]
-        self._g = [self._zeros(site.groups, site.outputs) for site in capture.sites]
-        self._positions = [0 for _ in capture.sites]
-        self.lengths: list[set[int]] = [set() for _ in capture.sites]  # the s of the chunks
+        self._a = [self._zeros(site.groups, site.columns, site.wide[1]) for site in sites]
+        self._g = [self._zeros(site.groups, site.outputs, site.wide[0]) for site in sites]
+        self._positions = [0 for _ in sites]
+        self.lengths: list[set[int]] = [set() for _ in sites]  # the s of the chunks
         self.kept: list[Piece] | None = [] if keep else None
         self._bytes = 0
 
-    def _zeros(self, q: int, d: int) -> Tensor:
-        return torch.zeros(q, d, d, dtype=self._kind, device=self.risk.device)
+    def _zeros(self, q: int, d: int, diagonal: bool) -> Tensor:
+        shape = (q, d) if diagonal else (q, d, d)
+        kind = wide(self.risk.dtype, self.risk.device)
+        return torch.zeros(shape, dtype=kind, device=self.risk.device)
 
     def add(self, piece: Piece) -> None:
         """Add rows and roots."""
         for at, (a, g) in enumerate(zip(piece.inputs, piece.slopes, strict=True)):
             if a is None or g is None:
                 continue
+            assert isinstance(a, Tensor)
             if piece.first:
-                self._a[at] += _gram(a.flatten(0, 1))
+                _add_moment(self._a[at], a.flatten(0, 1))
                 self._positions[at] += a.shape[0] * a.shape[1]
                 self.lengths[at].add(a.shape[1])
                 self._bytes += a.numel() * a.itemsize
-            self._g[at] += _gram(g.flatten(0, 2))
+            _add_moment(self._g[at], g.flatten(0, 2))
             self._bytes += g.numel() * g.itemsize
         if self._bytes > KEPT_BYTES:
             self.kept = None
@@ -58,25 +64,29 @@ class Factors:
             self.kept.append(piece)
 
     def factors(self, at: int) -> tuple[Tensor, Tensor]:
-        """A (q, i, i) and G (q, o, o) of a site."""
+        """A (q, i, i) and G (q, o, o) of a site, or their diagonals."""
         return self._a[at] / max(1, self._positions[at]), self._g[at] / self.risk.n
 
 
-def _gram(x: Tensor) -> Tensor:
-    """Σ x xᵀ for x (rows, q, d): (q, d, d)."""
-    by_group = x.transpose(0, 1)
-    return by_group.mT @ by_group
+def _add_moment(total: Tensor, x: Tensor) -> None:
+    """Add Σ x xᵀ, or its diagonal, of x (rows, q, d)."""
+    total += gram(x) if total.ndim == 3 else x.square().sum(0)
 
 
 class Corrections:
     """Σ_rows Σ_k (U_Gᵀ (Σ_positions g_k ãᵀ) U_A)² of every site, (q, o, i)."""
 
-    def __init__(self, risk: EmpiricalRisk, vectors: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        sites: Sequence[Site],
+        vectors: Sequence[tuple[Tensor | None, Tensor | None]],
+    ) -> None:
         self._vectors = vectors
         kind = wide(risk.dtype, risk.device)
         self.totals = [
-            torch.zeros(*u_g.shape[:2], u_a.shape[1], dtype=kind, device=risk.device)
-            for u_g, u_a in vectors
+            torch.zeros(site.groups, site.outputs, site.columns, dtype=kind, device=risk.device)
+            for site in sites
         ]
 
     def add(self, piece: Piece) -> None:
@@ -86,6 +96,7 @@ class Corrections:
         ):
             if a is None or g is None:
                 continue
+            assert isinstance(a, Tensor)
             x = turned(a.transpose(1, 2), u_a)  # (b, q, s, i)
             y = turned(g.transpose(2, 3), u_g)  # (k, b, q, s, o)
             if x.shape[2] == 1:
@@ -97,15 +108,10 @@ class Corrections:
 
 
 def _add_squares(total: Tensor, x: Tensor, y: Tensor) -> None:
-    """Add Σ_rows Σ_k (Σ_s y x)² for x (b, q, s, i) and y (k, b, q, s, o), some of them at once."""
-    k, b = y.shape[:2]
+    """Add Σ_rows Σ_k (Σ_s y x)² for x (b, q, s, i) and y (k, b, q, s, o), some rows at once."""
     each = total.numel() * x.itemsize
-    some = max(1, min(k, FORMED_BYTES // each))
-    rows = max(1, min(b, FORMED_BYTES // (each * some)))
-    for start in range(0, b, rows):
+    rows = max(1, min(y.shape[1], FORMED_BYTES // each))
+    for start in range(0, y.shape[1], rows):
         right = x[start : start + rows]
-        for first in range(0, k, some):
-            left = y[first : first + some, start : start + rows]
-            merged = left.permute(1, 2, 0, 4, 3).flatten(2, 3)  # (b, q, k·o, s)
-            formed = (merged @ right).square_().sum(0)  # (q, k·o, i)
-            total += formed.unflatten(1, (len(left), -1)).sum(1)
+        for left in y[:, start : start + rows]:
+            total += summed_outer(left, right).square_().sum(0)

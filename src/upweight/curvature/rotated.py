@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from upweight.curvature.products import turned
 from upweight.operator import LinearOperator, wide
 
-__all__ = ["Block", "Rotated", "turned"]
+__all__ = ["Block", "Rotated"]
 
 Kind = Literal["kronecker", "dense", "diagonal"]
 
@@ -41,12 +42,17 @@ class Rotated(LinearOperator):
     def _apply(self, columns: Tensor) -> Tensor:
         x = columns.T.reshape(-1, *self.values.shape)  # (k, q, o, i)
         # vec(V) -> U (Λ ∘ (Uᵀ V W)) Wᵀ
-        x = x if self.left is None else self.left.mT @ x
-        x = x if self.right is None else x @ self.right
-        x = x * self.values
-        x = x if self.right is None else x @ self.right.mT
-        x = x if self.left is None else self.left @ x
+        x = self.back(self.forth(x) * self.values)
         return x.flatten(1).T
+
+    def forth(self, x: Tensor) -> Tensor:
+        """Uᵀ X W for X (…, q, o, i)."""
+        return turned(turned(x, self.right).mT, self.left).mT
+
+    def back(self, x: Tensor) -> Tensor:
+        """U X Wᵀ for X (…, q, o, i)."""
+        left, right = (None if u is None else u.mT for u in (self.left, self.right))
+        return turned(turned(x, right).mT, left).mT
 
     def _dense(self, block: int = 1024) -> Tensor:
         kind = wide(self.dtype, self.device)
@@ -62,17 +68,6 @@ class Rotated(LinearOperator):
     def _diagonal(self, block: int = 1024) -> Tensor:
         x = self.values if self.left is None else self.left.square() @ self.values
         return (x if self.right is None else x @ self.right.square().mT).flatten()
-
-
-def turned(x: Tensor, vectors: Tensor | None) -> Tensor:
-    """x U for x (…, q, s, d) and U (q, d, d); None for the identity."""
-    if vectors is None:
-        return x
-    if len(vectors) == 1:
-        return x @ vectors[0]  # one product of matrices, where x @ vectors is one for every row
-    by_group = x.movedim(-3, 0)  # (q, …, s, d)
-    flat = by_group.reshape(len(vectors), -1, x.shape[-1]) @ vectors
-    return flat.view(*by_group.shape[:-1], -1).movedim(0, -3)
 
 
 @dataclass(frozen=True)

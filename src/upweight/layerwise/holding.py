@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upweight.curvature.kronecker import KroneckerInverse
+from upweight.curvature import KroneckerInverse
 from upweight.layerwise.checking import check_sides
 from upweight.layerwise.queries import Formed, Queries, Separable, Weighted
 from upweight.layerwise.separable import Split, split_weight
@@ -189,15 +189,13 @@ class _Collected:
             if own is None:
                 # a layer may be left out for some rows, which then have no gradient there
                 continue
+            rotated = own.rotated(*self.frames.bases[at])
             if plan.form != "formed":
-                self.parts[at].append(own.rotated(*self.frames.bases[at]))
-            elif self.frames.turned:
-                turned = own.rotated(*self.frames.bases[at])
-                self.parts[at].append(turned.formed() * self.frames.weights[at])
-            else:
-                formed = own.formed()
-                solved = self.inverse.block(at) @ formed.flatten(1).T
-                self.parts[at].append(solved.T.reshape(formed.shape))
+                self.parts[at].append(rotated)
+                continue
+            solved = rotated.formed() * self.frames.weights[at]
+            back = self.inverse.block(at).back
+            self.parts[at].append(solved if self.frames.turned else back(solved))
 
     def finish(self) -> Held:
         """The group."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from upweight.curvature.kronecker import KroneckerCurvature
+from upweight.curvature import KroneckerCurvature
 from upweight.layerwise.checking import check_scores, check_sides
 from upweight.layerwise.holding import SHOWN, Frames, Held
 from upweight.layerwise.queries import Formed, Queries, block_bytes

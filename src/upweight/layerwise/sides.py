@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from upweight.curvature import KroneckerCurvature
 from upweight.curvature.capture import DeclinedCallError, Piece
 from upweight.curvature.exact import Fisher
-from upweight.curvature.kronecker import KroneckerCurvature
-from upweight.curvature.rotated import turned
+from upweight.curvature.products import summed_outer, turned
 from upweight.risk import Chunk, EmpiricalRisk
 
 __all__ = ["LayerGradients", "Sides"]
@@ -64,9 +64,7 @@ class Sides:
         """The gradients themselves, (b, q, o, i)."""
         if self.right is None:
             return self.left.mT
-        if self.positions == 1:
-            return self.left.mT * self.right
-        return self.left.mT @ self.right
+        return summed_outer(self.left, self.right)
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> Sides:
         """By eigenvectors (q, o, o) and (q, i, i); None for the identity."""
@@ -91,8 +89,9 @@ class LayerGradients:
     def __init__(self, curvature: KroneckerCurvature, risk: EmpiricalRisk) -> None:
         self.curvature = curvature
         self.risk = risk
-        self._capture = curvature.capture.over(risk)
+        self._capture = curvature.capture.whole().over(risk)
         self._form = Fisher(risk, "empirical").form
+        self._seen, self._unseen = curvature.gradients_of_rests
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,11 +112,11 @@ class LayerGradients:
         rest = self._rest_bytes()
         if not self._capture.sites:
             for chunk in self.risk.chunks(row_bytes + rest):
-                yield chunk, self._rests(chunk)
+                yield chunk, self._by_autodiff(chunk)
             return
         try:
             for chunk, piece in self._capture.pieces(self._form, row_bytes + rest):
-                yield chunk, [*_sides(piece), *self._rests(chunk)]
+                yield chunk, [*self._by_hooks(piece), *self._by_autodiff(chunk)]
         except DeclinedCallError as declined:
             raise ValueError(
                 f"some rows go another way through the model than those of fit(): {declined}. "
@@ -125,27 +124,30 @@ class LayerGradients:
             ) from declined
 
     def _rest_bytes(self) -> float:
-        size = sum(rest.size for rest in self.curvature.rests)
-        if not size:
-            return 0.0
-        return 2.0 * size * self.risk.dtype.itemsize + 2.0 * self.risk.activation_bytes
+        seen = sum(gradients.size for gradients in self._seen)
+        unseen = sum(rest.size for rest in self._unseen)
+        own = 2.0 * self.risk.activation_bytes if unseen else 0.0
+        return 2.0 * (seen + unseen) * self.risk.dtype.itemsize + own
 
-    def _rests(self, chunk: Chunk) -> list[Sides | None]:
-        """The blocks without Kronecker factors, as flat gradients."""
-        rests = self.curvature.rests
-        if not rests:
+    def _by_hooks(self, piece: Piece) -> Iterator[Sides | None]:
+        count = len(self.curvature.capture.sites)
+        for a, g in zip(piece.inputs[:count], piece.slopes[:count], strict=True):
+            if a is None or g is None:
+                yield None
+                continue
+            assert isinstance(a, Tensor)
+            # (b, s, q, i) and (1, b, s, q, o)
+            yield Sides(g[0].transpose(1, 2), a.transpose(1, 2))
+        for gradients in self._seen:
+            flat = gradients.flat(piece.inputs[count:], piece.slopes[count:])  # (1, b, size)
+            yield None if flat is None else Sides(flat[0][:, None, None])
+
+    def _by_autodiff(self, chunk: Chunk) -> list[Sides | None]:
+        """The blocks that no hook sees, as flat gradients."""
+        if not self._unseen:
             return []
-        restricted = self.risk.restricted([name for rest in rests for name in rest.names])
-        with restricted.model.evaluating():
-            gradients = restricted.chunk_gradients(chunk)  # (b, p of the rests)
-        places = [rest.places(restricted).to(gradients.device) for rest in rests]
+        risk = self.risk.restricted([name for rest in self._unseen for name in rest.names])
+        with risk.model.evaluating():
+            gradients = risk.chunk_gradients(chunk)  # (b, p of these)
+        places = [rest.places(risk).to(gradients.device) for rest in self._unseen]
         return [Sides(gradients[:, None, None, at]) for at in places]
-
-
-def _sides(piece: Piece) -> Iterator[Sides | None]:
-    for a, g in zip(piece.inputs, piece.slopes, strict=True):
-        if a is None or g is None:
-            yield None
-            continue
-        # (b, s, q, i) and (1, b, s, q, o)
-        yield Sides(g[0].transpose(1, 2), a.transpose(1, 2))

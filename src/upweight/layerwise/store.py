@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from upweight.curvature.kronecker import KroneckerInverse
+from upweight.curvature import KroneckerInverse
 from upweight.layerwise.checking import check_sides
 from upweight.layerwise.holding import Frames
 from upweight.layerwise.sides import LayerGradients, Sides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -38,9 +39,11 @@ class _Kronecker(ABC):
     def name(self) -> str:
         """``"kfac"`` or ``"ekfac"``."""
 
-    def prepare(self, curvature: LinearOperator) -> KroneckerFactors:
-        """Collect the factors, and for EK-FAC the eigenvalues in their basis."""
-        return KroneckerFactors.of(curvature, self)
+    def prepare(
+        self, curvature: LinearOperator, *, factors: str | os.PathLike[str] | None = None
+    ) -> KroneckerFactors:
+        """Collect the factors, and for EK-FAC the eigenvalues in their basis; or from a file."""
+        return KroneckerFactors.of(curvature, self, factors)
 
     def cost(self, work: Workload) -> Cost:
         """One or two passes with K output gradients for every row."""
@@ -145,7 +148,12 @@ class KroneckerFactors:
     factored: float | None = None
 
     @classmethod
-    def of(cls, curvature: LinearOperator, recipe: _Kronecker) -> KroneckerFactors:
+    def of(
+        cls,
+        curvature: LinearOperator,
+        recipe: _Kronecker,
+        factors: str | os.PathLike[str] | None = None,
+    ) -> KroneckerFactors:
         """The factors of the risk behind a curvature."""
         risk: Any = getattr(curvature, "risk", None)
         if risk is None:
@@ -171,6 +179,7 @@ class KroneckerFactors:
             distribution=getattr(curvature, "distribution", None),
             correction_rows=getattr(recipe, "correction_rows", None),
             other=recipe.other,
+            factors=factors,
         )
         return cls(curvature, kronecker, recipe.relative, recipe.factored)
 

@@ -1,0 +1,100 @@
+"""Kronecker factors in a file, so that a fit need not be made twice.
+
+Letters: q groups of a block with o outputs and i columns of inputs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upweight.curvature.rotated import Block, Rotated
+from upweight.risk import EmpiricalRisk
+from upweight.shards import digest_batches
+from upweight.stream import load_tensors, save_tensors
+from upweight.version import __version__
+
+__all__ = ["load_operators", "save_blocks", "work_of"]
+
+DIGEST_ROWS = 256
+
+
+def work_of(risk: EmpiricalRisk, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What factors depend on, by names for an error message."""
+    batches = (
+        risk.rows.batch(start, min(start + DIGEST_ROWS, risk.n))
+        for start in range(0, risk.n, DIGEST_ROWS)
+    )
+    return {
+        "model": risk.model.fingerprint(),
+        "parameters": list(risk.model.names),
+        "number of training rows": risk.n,
+        "content of training rows": digest_batches(batches),
+        # a loss or a forward function has no digest; what it gives has
+        "mean loss": f"{float(risk.losses().double().mean()):.6g}",
+        "dtype": str(risk.dtype),
+        "version of upweight": __version__,
+        **settings,
+    }
+
+
+def save_blocks(
+    path: str | os.PathLike[str],
+    blocks: Sequence[Block],
+    work: Mapping[str, Any],
+    notes: Sequence[str],
+) -> None:
+    """Write eigenvalues and eigenvectors of all blocks, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for at, block in enumerate(blocks):
+        operator = block.operator
+        for part in ("left", "right", "values"):
+            tensor = getattr(operator, part)
+            if tensor is not None:
+                tensors[f"{at:04d}.{part}"] = tensor
+    described = [{"name": block.name, "kind": block.kind} for block in blocks]
+    meta = {"work": dict(work), "blocks": described, "notes": list(notes)}
+    save_tensors(path, tensors, meta)
+
+
+def load_operators(
+    path: str | os.PathLike[str], work: Mapping[str, Any], device: torch.device
+) -> tuple[list[dict[str, str]], list[Rotated], list[str]]:
+    """Names and kinds of the blocks, their operators, and the notes.
+
+    Raises
+    ------
+    ValueError
+        If the file is of other work, and which part of it is another.
+    """
+    tensors, meta = load_tensors(path)
+    before = meta.get("work", {})
+    changed = [
+        f"{name}: {_short(before.get(name))} in the file, {_short(now)} here"
+        for name, now in work.items()
+        if before.get(name) != now
+    ]
+    if changed:
+        raise ValueError(
+            f"the factors at {Path(path)} are of other work. {'; '.join(changed)}. Remove the "
+            "file, or name another one"
+        )
+    operators: list[Rotated] = []
+    for at in range(len(meta["blocks"])):
+        left, right, values = (
+            tensors[name].to(device) if (name := f"{at:04d}.{part}") in tensors else None
+            for part in ("left", "right", "values")
+        )
+        assert values is not None
+        operators.append(Rotated(left, right, values))
+    return meta["blocks"], operators, meta["notes"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:36]} …"

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 PEERS  := .venv-peers
+BERGSON := .venv-bergson
 BIN    := $(VENV)/bin
 
 # One torch thread per process: the tests run side by side, and sums keep their order.
@@ -52,18 +53,18 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 	@echo "docs/_build/html/index.html"
 
 # A script that fails, for a bound or otherwise, does not keep the others from running.
-bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
-	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit page; do \
+bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers $(BERGSON)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit scale page; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 bench-quick: $(VENV)/.stamp-package  ## our side of the benchmarks alone, on small settings; nothing is written
-	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit; do \
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit scale; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py --quick || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove the environments and everything that was generated
-	rm -rf $(VENV) $(PEERS) build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst
+	rm -rf $(VENV) $(PEERS) $(BERGSON) build dist docs/_build docs/api docs/gallery docs/sg_execution_times.rst
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # ---- environments -------------------------------------------------------------------------------
@@ -75,6 +76,9 @@ $(VENV)/bin/python:
 
 $(PEERS)/bin/python:
 	$(PYTHON) -m venv $(PEERS)
+
+$(BERGSON)/bin/python:
+	$(PYTHON) -m venv $(BERGSON)
 
 # `|`: the interpreter must exist, but its date does not matter (it is a link to an older file).
 $(VENV)/.stamp-package: $(WANTED) | $(VENV)/bin/python
@@ -94,4 +98,10 @@ $(PEERS)/.stamp-peers: constraints.txt benchmarks/peers/requirements.txt \
 	$(PEERS)/bin/python -m pip install -c constraints.txt torch
 	$(PEERS)/bin/python -m pip install -c constraints.txt -r benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --no-deps -r benchmarks/peers/requirements-data.txt
+	@touch $@
+
+$(BERGSON)/.stamp-peers: constraints.txt benchmarks/peers/requirements-bergson.txt \
+		| $(BERGSON)/bin/python
+	$(BERGSON)/bin/python -m pip install -c constraints.txt torch
+	$(BERGSON)/bin/python -m pip install -c constraints.txt -r benchmarks/peers/requirements-bergson.txt
 	@touch $@

@@ -13,6 +13,7 @@ from typing import Any
 
 from figures import quality_by_damping, quality_by_seconds, seconds_of
 from page_audit import audit_part
+from scale_page import scale_part
 from sides import LIBRARIES, OWN
 from tables import HERE, RESULTS
 
@@ -356,13 +357,14 @@ def main() -> None:
     options = parser.parse_args()
     truth, mislabel = (load(options.results / f"{name}.json") for name in ("truth", "mislabel"))
     damping, retraining = (load(options.results / f"{n}.json") for n in ("damping", "retraining"))
-    audit = load(options.results / "audit.json")
+    audit, scale = (load(options.results / f"{name}.json") for name in ("audit", "scale"))
     results = {
         "truth": truth,
         "wrong labels": mislabel,
         "damping": damping,
         "retraining": retraining,
         "audit": audit,
+        "scale": scale,
     }
     head = HEAD.format(stamps=stamps(results))
     page = "\n\n".join(
@@ -373,6 +375,7 @@ def main() -> None:
             damping_part(damping),
             retraining_part(retraining),
             audit_part(audit, table),
+            scale_part(scale, options.docs, FIGURES, table, number),
         ]
     )
     path = options.docs / "benchmarks.md"

@@ -321,3 +321,77 @@ def test_what_a_store_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         GradientStore(tmp_path / "s")
     assert not (tmp_path / "t").exists()
+
+
+def test_questions_to_a_store(tmp_path: Path) -> None:
+    model, train, test = trained([20, 32, 5])
+    influence = uw.Influence(model, F.cross_entropy, uw.EKFAC(), damping=0.01).fit(
+        train, names=[f"r{i}" for i in range(200)], factors=tmp_path / "factors"
+    )
+    store = influence.store_gradients(tmp_path / "gradients")
+    again = uw.Influence(model, F.cross_entropy, uw.EKFAC(), damping=0.01)
+    again.fit(train, factors=tmp_path / "factors")
+    opened = uw.GradientStore(tmp_path / "gradients")
+    for damping in (0.01, 0.3):
+        influence.damping = again.damping = damping
+        wanted = influence.scores(test)
+        got = again.scores(test, opened)
+        assert list(got.train_names) == list(wanted.train_names)
+        close(got.values, wanted.values, 1e-5)
+        assert again.top(test, opened, k=3).equals(again.scores(test, opened).top(3))
+        close(again.self_influence(opened).values, influence.self_influence().values, 1e-5)
+    again.scores(test, opened, to=tmp_path / "scores")
+    close(torch.tensor(uw.Scores.load(tmp_path / "scores").values[:]), wanted.values, 1e-5)
+    with pytest.raises(TypeError, match="mode='up'"):
+        again.scores(test, store, mode="perturbation")
+    other = uw.Influence(model, F.cross_entropy, "direct", damping=0.1).fit(train)
+    with pytest.raises(TypeError, match="EKFAC"):
+        other.scores(test, store)
+    with pytest.raises(TypeError, match="EKFAC"):
+        other.store_gradients(tmp_path / "more")
+
+
+# --- factors in a file -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "layer_norm", "embedding", "lstm"])
+def test_factors_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+    case = make(name)
+    train = uw.EmpiricalRisk(case.model, case.loss, case.train, **case.options)
+    path = tmp_path / "factors.safetensors"
+    wanted = KroneckerCurvature(train, factors=path)
+    got = KroneckerCurvature(train, factors=path)
+    assert wanted.passes > got.passes == 0
+    assert torch.equal(got.dense(), wanted.dense())
+    assert got.notes == wanted.notes
+    assert got.fingerprint() == wanted.fingerprint()
+    test = uw.EmpiricalRisk(case.model, case.loss, case.test, **case.options)
+    inverse = wanted.inverse(DAMPING)
+    close(scores(got.inverse(DAMPING), train, test), scores(inverse, train, test))
+
+
+def test_factors_of_other_work_are_refused(tmp_path: Path) -> None:
+    model, train, _ = trained([20, 8, 5])
+    path = tmp_path / "factors"
+
+    def fit(rows: Any = train, method: Any = "ekfac") -> None:
+        uw.Influence(model, F.cross_entropy, method, damping=0.1).fit(rows, factors=path)
+
+    fit()
+    with pytest.raises(ValueError, match="content of training rows"):
+        fit((train[0] + 1.0, train[1]))
+    with pytest.raises(ValueError, match="number of training rows: 200 in the file, 199 here"):
+        fit((train[0][:199], train[1][:199]))
+    with pytest.raises(ValueError, match="fisher: exact in the file, empirical here"):
+        fit(method=uw.EKFAC(fisher="empirical"))
+    with pytest.raises(ValueError, match="method: ekfac in the file, kfac here"):
+        fit(method="kfac")
+    with pytest.raises(TypeError, match="factors="):
+        fit(method="direct")
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="model: "):
+        fit()
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="damaged"):
+        fit()

@@ -165,25 +165,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make("mlp")
-    influence = uw.Influence(case.model, case.loss, damping=0.1, batch_size=3).fit(case.train)
-    written: list[int] = []
-    write = ZarrSink.write
-
-    def fails_later(self: ZarrSink, rows: slice, columns: slice, block: torch.Tensor) -> None:
-        if columns.start >= 6:
-            raise KeyboardInterrupt
-        written.append(columns.start)
-        write(self, rows, columns, block)
-
-    monkeypatch.setattr(ZarrSink, "write", fails_later)
-    with pytest.raises(KeyboardInterrupt):
-        influence.scores(case.test, to=tmp_path / "s")
-    assert written == [0, 3]
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("held", [1, 10**6])
 @pytest.mark.parametrize("width", [1, 3, 4, 10])
 def test_narrow_blocks_are_joined_on_their_way_to_disk(

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         NegativeCurvatureError,
         ResidualWarning,
     )
+    from upweight.layerwise import GradientStore
+    from upweight.losses import TokenLoss
     from upweight.margins import margin
     from upweight.methods import Influence, plan
     from upweight.operator import LinearOperator
@@ -73,6 +75,7 @@ _HOME = {
     "Influence": "methods",
     "Scores": "scores",
     "RowScores": "scores",
+    "GradientStore": "layerwise",
     # how the damped inverse is computed; any recipe can precondition CG
     "Direct": "recipes",
     "CG": "recipes",
@@ -100,6 +103,7 @@ _HOME = {
     "Check": "trust",
     "Finding": "trust",
     "Retraining": "stacked",
+    "TokenLoss": "losses",
     "margin": "margins",
     # scores without curvature, and averages over models
     "grad_dot": "scorers",
@@ -135,6 +139,7 @@ __all__ = [
     "Influence",
     "Scores",
     "RowScores",
+    "GradientStore",
     "Direct",
     "CG",
     "LiSSA",
@@ -159,6 +164,7 @@ __all__ = [
     "Check",
     "Finding",
     "Retraining",
+    "TokenLoss",
     "margin",
     "grad_dot",
     "grad_cos",

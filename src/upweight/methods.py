@@ -7,24 +7,30 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from upweight.blocks import Block, BlockChoice, parameter_blocks
+from upweight.curvature import KroneckerInverse
 from upweight.damping import SCALE
 from upweight.drops import Drop, masks_of
 from upweight.fitting import Fitting, telling
 from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
 from upweight.inverse.spectrum import mean_eigenvalue
+from upweight.layerwise import GradientStore, Precision, write_gradients
 from upweight.margins import TestLoss
 from upweight.planning import Auto, Plan, make_plan
 from upweight.prediction import RTOL, Order, Prediction, predict_removal
 from upweight.recipes import CG, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
-from upweight.scores import RowScores, Scores, meaning_of, write_meta
-from upweight.stream import ArraySink, ZarrSink, atomic_directory
+from upweight.scores import RowScores, Scores, meaning_of
+from upweight.shards import refuse_existing
+from upweight.storing import store_scores
+from upweight.stream import ArraySink, Sink
+from upweight.topk import RunningTop
 from upweight.trust import Check, check_influence
 from upweight.version import __version__
 
@@ -103,6 +109,7 @@ class Influence(Fitting):
         test_loss: TestLoss = "loss",
         names: Sequence[Any] | None = None,
         to: str | os.PathLike[str] | None = None,
+        resume: bool = True,
         by: None = None,
     ) -> Scores: ...
 
@@ -126,6 +133,7 @@ class Influence(Fitting):
         test_loss: TestLoss = "loss",
         names: Sequence[Any] | None = None,
         to: str | os.PathLike[str] | None = None,
+        resume: bool = True,
         by: BlockChoice | None = None,
     ) -> Scores | dict[str, Scores]:
         """The influence of every training row on every test row.
@@ -146,8 +154,12 @@ class Influence(Fitting):
         names
             One name per test row.
         to
-            A directory to write to, block by block, so that memory does not grow with n. It appears
-            when it is complete.
+            A directory to write to, shard by shard, so that memory does not grow with n. It appears
+            when it is complete. Until then the work lies beside it in ``.NAME.partial``, and stays
+            there if the call is stopped, however that happens.
+        resume
+            Whether the same call goes on where an earlier one was stopped, to the same bytes as if
+            it had not been; it is refused if model, rows or settings are others. False: begin anew.
         by
             ``"layer"``, ``"parameter"`` or groups of parameters as in `blocks`: what each of them
             contributes to the scores, which are the sum. With ``blocks`` of the same choice these
@@ -158,7 +170,23 @@ class Influence(Fitting):
         Scores
             ``values`` (m, n) or (m, n, ...x): a tensor, or a zarr array with `to`. With `by`, one
             for every block by name.
+
+        Raises
+        ------
+        FileExistsError, BlockingIOError
+            With `to`, if there is something, or another process is writing there.
+        OSError
+            If the disk has too little space, or is full. What was computed is kept.
+        ValueError
+            If what an earlier call has left there is of other work.
         """
+        if to is not None:
+            refuse_existing(to)
+        if isinstance(train, GradientStore):
+            if mode != "up" or by is not None:
+                raise TypeError("a store of gradients is for mode='up', and has no parts for by=")
+            found = self._scores_of(train, test, names, test_loss)
+            return found if to is None else Scores.load(found.save(to))
         train_risk, test_risk = self._pair(test, train, names, mode, test_loss)
         shape = (test_risk.n, train_risk.n)
         if mode == "perturbation":
@@ -179,12 +207,71 @@ class Influence(Fitting):
             self._fill([sink], train_risk, test_risk, mode)
             provenance = self._provenance(mode, train_risk, test_risk, test_loss)
             return Scores(sink.finish(), test_risk.rows.names, train_risk.rows.names, provenance)
-        with atomic_directory(to) as folder:
-            zarr = ZarrSink(folder / "values", shape, dtype)
-            self._fill([zarr], train_risk, test_risk, mode)
-            provenance = self._provenance(mode, train_risk, test_risk, test_loss)
-            write_meta(folder, test_risk.rows.names, train_risk.rows.names, provenance)
+        provenance = self._provenance(mode, train_risk, test_risk, test_loss)
+        store_scores(
+            to,
+            self._fitted(),
+            train_risk,
+            test_risk,
+            mode=mode,
+            provenance=provenance,
+            certify=self.certify,
+            resume=resume,
+        )
         return Scores.load(to)
+
+    def top(
+        self,
+        test: Any,
+        train: Any = None,
+        k: int = 10,
+        *,
+        harmful: bool = False,
+        test_loss: TestLoss = "loss",
+        names: Sequence[Any] | None = None,
+    ) -> pd.DataFrame:
+        """For every test row the k training rows that help it (``harmful=True``: harm it) most.
+
+        Equal to ``scores(test, train).top(k)``, without the matrix (m, n): no more than k scores of
+        each test row are kept.
+
+        Parameters
+        ----------
+        test, train, test_loss, names
+            As for `scores`.
+        k, harmful
+            How many, and from which end.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``test_row``, ``train_row``, ``score``, ``rank`` from 1.
+
+        Examples
+        --------
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> rows = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.5], [0.0]])
+        >>> influence = Influence(model, torch.nn.functional.mse_loss, damping=0.0).fit(rows)
+        >>> influence.top((torch.tensor([[1.0]]), torch.tensor([[1.5]])), k=1)
+           test_row  train_row  score  rank
+        0         0          0    0.5     1
+        """
+        stored = train if isinstance(train, GradientStore) else None
+        rows, test_risk = self._pair(test, None if stored else train, names, "up", test_loss)
+        train_names = rows.rows.names if stored is None else stored.names
+        top = RunningTop(test_risk.n, k, rows.dtype, harmful=harmful)
+        self._fill([top], stored or rows, test_risk, "up")
+        values, columns = top.finish()
+        each = values.shape[1]
+        return pd.DataFrame(
+            {
+                "test_row": test_risk.rows.names.repeat(each),
+                "train_row": train_names[columns.flatten().numpy()],
+                "score": values.flatten().numpy(),
+                "rank": list(range(1, each + 1)) * test_risk.n,
+            }
+        )
 
     def mean_scores(
         self,
@@ -214,13 +301,92 @@ class Influence(Fitting):
         Large for rows that the model had to learn by heart: outliers and wrong labels.
         """
         fitted = self._fitted().risk
+        meaning = "large = the row's own loss rests on the row being in the training data"
+        if isinstance(train, GradientStore):
+            self._check_unchanged(fitted)
+            values = self_influence(self.inverse, train).to("cpu", train.dtype)
+            provenance = {**self._provenance("self", train, fitted), "reduced": "self"}
+            return RowScores(values, train.names, provenance, meaning)
         risk = fitted if train is None else self.risk(train, what="training data")
         self._check_unchanged(risk)
         inverse = self._fitted().ready(None, self.certify)
         values = self_influence(inverse, risk).to("cpu", risk.dtype)
         provenance = {**self._provenance("self", risk, risk), "reduced": "self"}
-        meaning = "large = the row's own loss rests on the row being in the training data"
         return RowScores(values, risk.rows.names, provenance, meaning)
+
+    def store_gradients(
+        self,
+        to: str | os.PathLike[str],
+        train: Any = None,
+        *,
+        precision: Precision = "float32",
+        rank: int | None = None,
+    ) -> GradientStore:
+        """Keep the gradients of training rows on disk, for later questions without them.
+
+        The store may be passed as `train` to `scores`, `top` and `self_influence`, which then pass
+        no training row through the model. It belongs to the factors of this fit, and serves for any
+        damping; ``fit(train, factors=…)`` brings them back in another process.
+
+        Parameters
+        ----------
+        to
+            A directory, which appears when it is complete.
+        train
+            Rows to keep; default: those of `fit`.
+        precision
+            ``"float32"``, ``"float64"``, ``"bfloat16"`` or ``"float16"``.
+        rank
+            Keep the directions of that many leading eigenvectors of each side of a layer alone: at
+            most rank² numbers of a row for every layer. ``kept`` of the store says which share of
+            Σ (Λ/(Λ + λ))² they have. None: all.
+
+        Returns
+        -------
+        GradientStore
+            For every row and layer inputs and derivatives, s·(o + i) numbers for s positions, or
+            their product, o·i, whichever are fewer.
+
+        Raises
+        ------
+        TypeError
+            If the method is not EKFAC or KFAC.
+        FileExistsError
+            If something is at `to`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> x, y = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> loss = torch.nn.functional.cross_entropy
+        >>> influence = Influence(nn.Linear(3, 2), loss, "ekfac", damping=0.1).fit((x, y))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = influence.store_gradients(f"{folder}/gradients")
+        ...     influence.scores((x[:2], y[:2]), store).shape
+        (2, 8)
+        """
+        inner: Any = getattr(self.inverse, "inner", None)
+        if not isinstance(inner, KroneckerInverse):
+            raise TypeError(
+                "expected method EKFAC or KFAC, whose layers a store of gradients consists of; "
+                f"this influence has {self.method!r}"
+            )
+        refuse_existing(to)
+        fitted = self._fitted().risk
+        risk = fitted if train is None else self.risk(train, what="training data")
+        self._check_unchanged(risk)
+        return write_gradients(to, inner, risk, precision=precision, rank=rank)
+
+    def _scores_of(
+        self, store: GradientStore, test: Any, names: Sequence[Any] | None, test_loss: TestLoss
+    ) -> Scores:
+        fitted = self._fitted().risk
+        self._check_unchanged(fitted)
+        test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
+        sink = ArraySink((test_risk.n, len(store)), store.dtype)
+        self._fill([sink], store, test_risk, "up")
+        provenance = self._provenance("up", store, test_risk, test_loss)
+        return Scores(sink.finish(), test_risk.rows.names, store.names, provenance)
 
     def refine(self, rtol: float | None = None, *, max_steps: int = 1000) -> Influence:
         """Exact scores from an approximate method: conjugate gradients with it as preconditioner.
@@ -460,8 +626,8 @@ class Influence(Fitting):
 
     def _fill(
         self,
-        sinks: Sequence[ArraySink | ZarrSink],
-        train: EmpiricalRisk,
+        sinks: Sequence[Sink],
+        train: EmpiricalRisk | GradientStore,
         test: EmpiricalRisk,
         mode: Mode,
         blocks: Sequence[Block] | None = None,
@@ -479,7 +645,7 @@ class Influence(Fitting):
     def _provenance(
         self,
         mode: str,
-        train: EmpiricalRisk,
+        train: EmpiricalRisk | GradientStore,
         test: EmpiricalRisk,
         test_loss: TestLoss = "loss",
     ) -> dict[str, Any]:
@@ -494,7 +660,7 @@ class Influence(Fitting):
             "test_loss": test_loss if isinstance(test_loss, str) else _name_of(test_loss),
             "train_rows": train.n,
             "test_rows": test.n,
-            "parameters": train.p,
+            "parameters": fitted.risk.p,
             "model": fitted.fingerprint,
             "certificate": self.certificate.to_dict(),
             "versions": {"upweight": __version__, "torch": torch.__version__},

@@ -324,7 +324,14 @@ class Scores:
 
         folder = Path(path)
         if not (folder / "meta.json").is_file():
-            raise FileNotFoundError(f"no scores at {folder}: expected a directory with meta.json")
+            partial = folder.with_name(f".{folder.name}.partial")
+            rest = (
+                f"; {partial.name} has unfinished ones, with which the call that began them goes on"
+            )
+            raise FileNotFoundError(
+                f"no scores at {folder}: expected a directory with meta.json"
+                f"{rest if partial.exists() else ''}"
+            )
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta.get("format") != FORMAT:
             raise ValueError(

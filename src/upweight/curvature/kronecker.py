@@ -345,7 +345,8 @@ class KroneckerCurvature(LinearOperator):
         if matrix.ndim == 2:
             return matrix, None
         values, vectors = torch.linalg.eigh(matrix)
-        return values.clamp(min=0), vectors.to(self.dtype)
+        # contiguous, as they come back from a file: products round by how matrices lie in memory
+        return values.clamp(min=0), vectors.to(self.dtype).contiguous()
 
     def _corrected(
         self,
@@ -400,7 +401,7 @@ class KroneckerCurvature(LinearOperator):
         vectors, values = None, total
         if rest.kind == "dense":
             values, vectors = torch.linalg.eigh(total)
-            vectors = vectors[None].to(self.dtype)  # (1, o, o)
+            vectors = vectors[None].to(self.dtype).contiguous()  # (1, o, o)
         values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
         operator = Rotated(vectors, None, values)
         return Block(rest.name, rest.kind, operator, lambda: rest.places(self.risk))

@@ -13,13 +13,14 @@ from upweight.layerwise.scoring import (
     own_influence,
 )
 from upweight.layerwise.sides import LayerGradients, Sides
-from upweight.layerwise.store import GradientStore, write_gradients
+from upweight.layerwise.store import GradientStore, Precision, write_gradients
 
 __all__ = [
     "Frames",
     "GradientStore",
     "Held",
     "LayerGradients",
+    "Precision",
     "Sides",
     "Source",
     "against_rows",

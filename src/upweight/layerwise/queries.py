@@ -34,7 +34,7 @@ __all__ = ["Formed", "Queries", "Separable", "Weighted", "block_bytes"]
 def block_bytes(device: torch.device) -> int:
     """What the tensors of one product may take."""
     # a CPU wants them in its caches as far as that goes; a GPU wants large products
-    return 2**26 if device.type == "cpu" else 2**29
+    return 2**24 if device.type == "cpu" else 2**29
 
 
 class Queries(Protocol):

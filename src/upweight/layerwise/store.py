@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ from upweight.stream import atomic_directory
 __all__ = ["GradientStore", "Precision", "write_gradients"]
 
 FORMAT = 1
-Precision = str
+Precision = Literal["float32", "float64", "float16", "bfloat16"]
 KINDS = {
     "float32": (np.dtype("float32"), torch.float32),
     "float64": (np.dtype("float64"), torch.float64),
@@ -104,6 +104,11 @@ class GradientStore:
 
     def __len__(self) -> int:
         return self._rows.stop - self._rows.start
+
+    @property
+    def n(self) -> int:
+        """The number of rows."""
+        return len(self)
 
     @property
     def nbytes(self) -> int:

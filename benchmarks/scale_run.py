@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scale_phases import Phases, answer, one_thread, preload
 from scale_problems import ScaleProblem, build, load, tracked
 from torch import nn
@@ -32,6 +34,13 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "fifth": lambda: uw.EKFAC(fisher="sampled", correction_rows=FIFTH),
     "empirical": lambda: uw.EKFAC(fisher="empirical"),
     "K-FAC": lambda: uw.KFAC(fisher="sampled"),
+}
+
+
+# How gradients are kept for a second set of queries.
+STORES: dict[str, dict[str, Any]] = {
+    "bfloat16": {"precision": "bfloat16"},
+    "rank 128": {"precision": "bfloat16", "rank": 128},
 }
 
 
@@ -75,6 +84,35 @@ def run(
     return phases, scores, {name: str(value) for name, value in influence.certificate.facts.items()}
 
 
+def run_twice(problem: ScaleProblem, recipe: Any) -> tuple[Phases, dict[str, Any]]:
+    """Fit and score, keep the gradients, and score again from what was kept.
+
+    The second set has the queries in reverse, so that it can be compared with the first.
+    """
+    influence = influence_of(problem, recipe)
+    facts: dict[str, Any] = {"stores": {}}
+    again = tuple(part.flip(0) for part in problem.query)
+    with tempfile.TemporaryDirectory() as folder:
+        phases = Phases()
+        with phases("fit"):
+            influence.fit(problem.train)
+        with phases("scores"):
+            first = influence.scores(problem.query).values.flip(0).flatten()
+        for name, options in STORES.items():
+            with phases(f"keep {name}"):
+                store = influence.store_gradients(f"{folder}/{len(name)}", **options)
+            with phases(f"second {name}"):
+                found = influence.scores(again, store).values.flatten()
+            together = torch.stack([first, found]).double()
+            facts["stores"][name] = {
+                "mib": store.nbytes / 2**20,
+                "kept": store.kept,
+                "correlation": float(torch.corrcoef(together)[0, 1]),
+            }
+            shutil.rmtree(store.path)
+    return phases, facts
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -82,6 +120,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--recipe", choices=list(RECIPES), default="exact")
     parser.add_argument("--fit-only", action="store_true")
+    parser.add_argument("--twice", action="store_true", help="and again, from a store")
     parser.add_argument("--to-disk", action="store_true", help="scores go to a directory")
     options = parser.parse_args()
     one_thread()
@@ -92,6 +131,10 @@ def main() -> None:
         recipe = RECIPES[options.recipe]()
     except TypeError as error:
         sys.exit(f"missing: {error}")
+    if options.twice:
+        phases, facts = run_twice(problem, recipe)
+        answer(options.out, "upweight", phases, None, facts=facts)
+        return
     phases, scores, facts = run(
         problem, recipe, score=not options.fit_only, to_disk=options.to_disk
     )

@@ -20,13 +20,7 @@ from upweight.curvature.coverage import coverage
 from upweight.curvature.exact import GGN, Fisher
 from upweight.curvature.form import OutputForm
 from upweight.curvature.kronecker import KroneckerCurvature
-from upweight.curvature.onehot import (
-    OneHot,
-    add_squares,
-    rotate,
-    row_gradients,
-    second_moment,
-)
+from upweight.curvature.onehot import OneHot, row_gradients
 
 
 def risk_of(case: Case, **options: object) -> uw.EmpiricalRisk:
@@ -430,67 +424,37 @@ def test_the_model_is_untouched(name: str, fails: bool) -> None:
 # --- tokens, and sides that are too wide ---------------------------------------------------------
 
 
-def test_sums_over_tokens_equal_those_over_unit_vectors() -> None:
+def test_gradients_by_tokens_equal_those_by_unit_vectors() -> None:
     torch.manual_seed(0)
     tokens = OneHot(torch.randint(5, (4, 7)), 5)
     g = torch.randn(3, 4, 7, 1, 2, dtype=torch.float64)
     units = tokens.dense(torch.float64)
     assert units.shape == tokens.shape
     close(row_gradients(tokens, g), row_gradients(units, g))
-    moment = second_moment(units)
-    close(second_moment(tokens), moment)
-    close(second_moment(tokens, diagonal=True)[0], moment[0].diagonal())
-    close(second_moment(units, diagonal=True)[0], moment[0].diagonal())
-    u_g, u_a = (torch.linalg.qr(torch.randn(1, d, d, dtype=torch.float64))[0] for d in (2, 5))
-    y = rotate(g, u_g)
-    totals = [torch.zeros(1, 2, 5, dtype=torch.float64) for _ in range(2)]
-    for total, a in zip(totals, (tokens, units), strict=True):
-        add_squares(total, rotate(a, None), y)
-    wanted = (u_g[0].T @ row_gradients(units, g)[:, :, 0]).square().sum((0, 1))
-    for total in totals:
-        close(total[0], wanted)
-    close(rotate(tokens, u_a), rotate(units, u_a))
 
 
-def test_embeddings_with_factors_if_asked_for() -> None:
-    risk = risk_of(double(TYPES["padding"]))
-    capture, reasons = find_capture(risk, embeddings=True)
-    assert [site.name for site in capture.sites] == ["0", "3"]
-    assert not reasons
-    assert capture.sites[0].wide == (False, True)
-    capture, reasons = find_capture(risk)
+def test_embeddings_are_seen_by_hooks() -> None:
+    capture, reasons = find_capture(risk_of(double(TYPES["padding"])))
     assert [site.name for site in capture.rests] == ["0"]
     assert set(reasons) == {"0.weight"}
-
-
-def test_eigenvalues_of_an_embedding() -> None:
-    """Λ is the diagonal of the block of the GGN in the basis I ⊗ U_G."""
-    case = double(TYPES["embedding called twice"])
-    risk = risk_of(case, batch_size=3)
-    capture, _ = find_capture(risk, embeddings=True)
-    at = [site.name for site in capture.sites].index("e")
-    moment = torch.zeros(1, 3, 3, dtype=torch.float64)
-    for _, piece in capture.pieces(GGN(risk).form):
-        g = piece.slopes[at]
-        assert g is not None
-        moment += second_moment(g)
-    vectors = torch.linalg.eigh(moment)[1].contiguous()
-    total = torch.zeros(1, 3, 6, dtype=torch.float64)
-    for _, piece in capture.pieces(GGN(risk).form):
-        a, g = piece.inputs[at], piece.slopes[at]
-        assert isinstance(a, OneHot)
-        assert g is not None
-        add_squares(total, a, rotate(g, vectors))
-    entries = capture.sites[at].entries
-    block = Reference(case).ggn()[entries][:, entries]
-    basis = torch.kron(vectors[0], torch.eye(6, dtype=torch.float64))
-    close(total.flatten() / risk.n, (basis.T @ block @ basis).diagonal())
 
 
 def test_wide_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upweight.curvature.sites.WIDE", 4)
     capture, _ = find_capture(risk_of(make("mlp")))
     assert [site.wide for site in capture.sites] == [(True, True), (False, True)]  # 5 × 5, 3 × 6
+    # Λ is the exact diagonal of the block in the basis U_G ⊗ I
+    case = make("mlp")
+    curvature = KroneckerCurvature(risk_of(case))
+    block = curvature.blocks[1]
+    assert block.operator.right is None
+    assert block.operator.left is not None
+    basis = torch.kron(block.operator.left[0], torch.eye(6, dtype=torch.float64))
+    exact = Reference(case).ggn()[block.entries[:, None], block.entries]
+    close(block.operator.values.flatten(), (basis.T @ exact @ basis).diagonal())
+    first = curvature.blocks[0]
+    exact = Reference(case).ggn().diagonal()[first.entries]
+    close(first.operator.values.flatten(), exact)
 
 
 def test_a_transposed_layer_has_the_curvature_of_a_linear_one() -> None:

@@ -371,25 +371,15 @@ class _Sums:
         self.numbers = (a.ids.numel() if tokens else a.numel(), g.numel())
 
 
-def find_capture(
-    risk: EmpiricalRisk, *, embeddings: bool = False
-) -> tuple[Capture, dict[str, str]]:
+def find_capture(risk: EmpiricalRisk) -> tuple[Capture, dict[str, str]]:
     """The sites that passed the probe, and why all other parameters have no Kronecker factors.
-
-    Parameters
-    ----------
-    risk
-        The rows, model and loss.
-    embeddings
-        Whether embeddings are among the sites with Kronecker factors; their ã are `OneHot`. They
-        are among `rests` otherwise, like normalisations.
 
     Returns
     -------
     capture, reasons
         Parameters with a reason that are in no site of ``capture.rests`` are seen by no hook.
     """
-    found = find_sites(risk, embeddings=embeddings)
+    found = find_sites(risk)
     capture = Capture(risk, found.factored, found.rests)
     reasons, tried = found.reasons, False
     while (capture.sites or capture.rests) and not tried:

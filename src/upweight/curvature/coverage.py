@@ -10,7 +10,7 @@ from upweight.risk import EmpiricalRisk
 __all__ = ["coverage"]
 
 
-def coverage(risk: EmpiricalRisk, *, embeddings: bool = False) -> pd.DataFrame:
+def coverage(risk: EmpiricalRisk) -> pd.DataFrame:
     """How the parameters of a model are dealt with, module by module, before any work is done.
 
     A few rows are run through the model; there is no pass over all of them.
@@ -19,8 +19,6 @@ def coverage(risk: EmpiricalRisk, *, embeddings: bool = False) -> pd.DataFrame:
     ----------
     risk
         The rows, model and loss.
-    embeddings
-        Whether embeddings have Kronecker factors.
 
     Returns
     -------
@@ -44,7 +42,7 @@ def coverage(risk: EmpiricalRisk, *, embeddings: bool = False) -> pd.DataFrame:
     0      0     Linear           9  kronecker
     1      1  LayerNorm           6      hooks
     """
-    capture, reasons = find_capture(risk, embeddings=embeddings)
+    capture, reasons = find_capture(risk)
     sizes = dict(zip(risk.model.names, risk.model.sizes, strict=True))
     lines: dict[str, dict[str, object]] = {}  # by first parameter
     for site in (*capture.sites, *capture.rests):

@@ -44,11 +44,13 @@ def chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct)
     total = torch.zeros(columns.shape, dtype=wide(risk.dtype, risk.device), device=risk.device)
     with risk.model.evaluating():
         theta = risk.model.parameters()
-        for chunk in risk.chunks(together * per_column):
+        for chunk in risk.mine().chunks(together * per_column):
             for start in range(0, k, together):
                 block = slice(start, start + together)
                 part = product(theta, chunk, risk.model.unflatten(columns[:, block].T), block)
                 total[:, block] += risk.model.flatten(part).T
+    if risk.cluster is not None:
+        risk.cluster.add([total], "products with the curvature")
     return total / risk.n
 
 

@@ -7,6 +7,7 @@ columns of ã each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from upweight.curvature.products import gram, summed_outer, turned
 from upweight.curvature.sites import Site
 from upweight.operator import wide
 from upweight.risk import EmpiricalRisk
+
+if TYPE_CHECKING:
+    from upweight.cluster import Cluster
 
 __all__ = ["Corrections", "Factors"]
 
@@ -62,6 +66,19 @@ class Factors:
             self.kept = None
         if self.kept is not None:
             self.kept.append(piece)
+
+    def share(self, cluster: Cluster, others: Sequence[Tensor]) -> bool:
+        """Put the sums over all ranks here and in `others`; whether all have kept their pieces."""
+        counts = torch.tensor(self._positions, dtype=torch.float64)
+        cluster.add([*self._a, *self._g, *others, counts], "sums over rows")
+        self._positions = [int(count) for count in counts]
+        told = [sorted(lengths) for lengths in self.lengths], self.kept is not None
+        every = cluster.meet("lengths of rows", told)
+        self.lengths = [
+            {length for lengths, _ in every for length in lengths[at]}
+            for at in range(len(self.lengths))
+        ]
+        return all(kept for _, kept in every)
 
     def factors(self, at: int) -> tuple[Tensor, Tensor]:
         """A (q, i, i) and G (q, o, o) of a site, or their diagonals."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from upweight.curvature.onehot import OneHot, row_gradients
+from upweight.curvature.onehot import OneHot
 from upweight.curvature.rotated import Kind
 from upweight.curvature.sites import Site
 from upweight.risk import EmpiricalRisk
@@ -107,20 +107,21 @@ class RestGradients:
         self.own = tuple(own)
         places = rest.places(risk)
         # θ has the parameters of a module in order, but there may be others between them
-        self._at = [torch.searchsorted(places, sites[at].entries) for at in own]
+        self._at = [torch.searchsorted(places, sites[at].entries.sort().values) for at in own]
+        self._sites = [sites[at] for at in own]
 
     def flat(
         self, inputs: Sequence[Tensor | OneHot | None], slopes: Sequence[Tensor | None]
     ) -> Tensor | None:
         """From ã and g (k, b, s, q, o) of the sites: (k, b, size); None if none was called."""
         out: Tensor | None = None
-        for at, places in zip(self.own, self._at, strict=True):
+        for at, site, places in zip(self.own, self._sites, self._at, strict=True):
             a, g = inputs[at], slopes[at]
             if a is None or g is None:
                 continue
             if out is None:
                 out = g.new_zeros(*g.shape[:2], self.size)
-            out[..., places.to(g.device)] = row_gradients(a, g).flatten(2)
+            out[..., places.to(g.device)] = site.gradients(a, g)
         return out
 
 

@@ -71,7 +71,7 @@ class Site:
     @property
     def wide(self) -> tuple[bool, bool]:
         """Whether the factors of g and of ã are diagonal: of a side with too many columns."""
-        return self.outputs > WIDE, self.form == "embedding" or self.columns > WIDE
+        return self.outputs > WIDE, self.columns > WIDE
 
     @property
     def _flipped(self) -> bool:
@@ -196,11 +196,8 @@ class Sites:
 Uses = Sequence[tuple[nn.Module, str]]
 
 
-def find_sites(risk: EmpiricalRisk, *, embeddings: bool = False) -> Sites:
-    """Weights and biases of all layers that are known, by what they are used for.
-
-    With `embeddings`, those have Kronecker factors, too.
-    """
+def find_sites(risk: EmpiricalRisk) -> Sites:
+    """Weights and biases of all layers that are known, by what they are used for."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in risk.model.model.modules():
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -214,7 +211,7 @@ def find_sites(risk: EmpiricalRisk, *, embeddings: bool = False) -> Sites:
     start = 0
     for name, size in zip(risk.model.names, risk.model.sizes, strict=True):
         uses = owners[id(parameters[name])]
-        reason = _reason(uses, embeddings)
+        reason = _reason(uses)
         if reason is not None:
             found.reasons[name] = reason
         if reason is None or _is_product(uses):
@@ -231,10 +228,10 @@ def find_sites(risk: EmpiricalRisk, *, embeddings: bool = False) -> Sites:
     return found
 
 
-def _reason(uses: Uses, embeddings: bool) -> str | None:
+def _reason(uses: Uses) -> str | None:
     """Why a parameter that is used so has no Kronecker factors; None where it may have."""
     forms = {form_of(module) for module, _ in uses}
-    known = {"linear", "transposed", "conv", *(["embedding"] if embeddings else [])}
+    known = {"linear", "transposed", "conv"}
     for module, _ in uses:
         if form_of(module) not in known:
             kind = type(module).__name__

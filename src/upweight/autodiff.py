@@ -96,8 +96,11 @@ class Autodiff:
 
     def pullback(self, function: Callable[[Any], Tensors], point: Any, cotangents: Any) -> Any:
         """u_jᵀ J for k cotangents u_j, stacked in front: (k, …) → like point, with k in front."""
+        return self.pulled(vjp(function, point)[1], cotangents)
+
+    def pulled(self, pull: Callable[[Tensors], Any], cotangents: Tensors) -> Any:
+        """The same for u ↦ uᵀJ as `vjp` gives it, whose pass forward serves for all cotangents."""
         k = _length(cotangents)
-        _, pull = vjp(function, point)
         return self._first(
             "transposed products",
             (lambda: vmap(pull)(cotangents), "vectorised"),

@@ -10,7 +10,7 @@ columns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -99,9 +99,9 @@ class Hessian(LinearOperator):
         dense = chunked_product(self.risk, identity, self._chunk_product)
         return _symmetric(dense)
 
-    def _chunk_product(self, theta: Any, chunk: Chunk, tangents: Any, block: slice) -> Any:
+    def _chunk_product(self, theta: Any, chunk: Chunk) -> Callable[[Any, slice], Any]:
         slope = gradient(lambda t: self.risk.batch_losses(t, chunk.batch).sum())
-        return self.risk.autodiff.pushforward(slope, theta, tangents)
+        return lambda tangents, _: self.risk.autodiff.pushforward(slope, theta, tangents)
 
 
 def _symmetric(dense: Tensor) -> Tensor:

@@ -96,6 +96,13 @@ def test_scores_equal_products_of_gradients(
     close(scores(inverse, train, test), wanted(inverse, train, test))
 
 
+def test_single_precision_equals_double_with_the_same_factors(case32: Case) -> None:
+    inverse, train, test = inverse_of(case32)
+    assert train.dtype == torch.float32
+    exact = gradients(test).double() @ inverse.dense().double() @ gradients(train).double().T
+    close(scores(inverse, train, test).double(), exact, 1e-5)
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "sequence", "layer_norm", "tied_weights"])
 @pytest.mark.parametrize("small", [1, 1000])
 def test_blocks_of_any_size(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def main(folder: Path, kills: int, methods: tuple[str, ...] = METHODS) -> dict[s
             worker = forked(lambda m=method, p=path: score(m, p))
             if not ended(worker, draw.uniform(0, seconds[method]) if done < kills else 600):
                 done += 1
-                log = path.with_name(".scores.partial") / store.LOG
+                log = path.with_name(".scores.partial") / "done.log"
                 parts.append(log.read_bytes().count(b"blake2b") if log.exists() else 0)
         if content(path) != wanted[method]:
             raise SystemExit(f"{method}: after {done} kills the bytes are others")

@@ -178,7 +178,14 @@ def test_a_query_must_have_tokens_in_its_loss(plain: Any) -> None:
         ([], "at least one row"),
         ([{"text": "  "}], "row 0: its text is empty"),
         ([{"text": "a dog"}, {"text": None}], "row 1: its text is empty"),
-        ([{"text": "a dog"}, {"words": "a"}], "row 1: no 'text'"),
+        (
+            [{"text": "a dog"}, {"words": "a"}],
+            "row 1: expected keys as in the first row; it has 'words'",
+        ),
+        (
+            [{"prompt": "a", "completion": "b"}, {"text": "a dog"}],
+            "row 1: expected keys as in the first row; it has 'text'",
+        ),
         ([{"words": "a dog"}], "they have 'words'"),
         ([{"messages": []}], "row 0: expected a list of messages"),
         ([{"messages": [{"role": "narrator", "content": "a"}]}], "unknown role 'narrator'"),

@@ -246,7 +246,7 @@ def test_the_doctor_finds_nothing_wrong(tokenizer: Any, tmp_path: Path, kind: st
         rows.labels[2][:] = -100
         told = {finding.check: finding for finding in examine(loaded, rows)}["rows"]
         assert told.state == "warn"
-        assert "1 rows have no token in the loss" in told.todo
+        assert "rows that have no token in the loss, and score 0: 1" in told.todo
 
 
 def test_the_doctor_finds_what_is_wrong(tokenizer: Any, tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_a_plan_comes_before_the_work(
     told = capsys.readouterr().out
     assert "40 rows" in told
     assert "2 × 40" in told
+    assert re.search(r"^queries +2 rows, \d+ tokens", told, re.MULTILINE)
     assert "100.0 % of them have Kronecker factors" in told
     assert not out.exists()
 
@@ -251,7 +252,10 @@ def test_a_run_that_was_stopped_goes_on(
     with pytest.raises(SystemExit) as caught:
         run(*command(place, out, "--seed", 9, "--quiet"))
     assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "seed: 0 in the file, 9 here" in error
+    assert "begin anew in this folder: --restart" in error
     run(*command(place, out, "--seed", 9, "--restart", "--quiet"))
     assert (out / "report.html").exists()
 
@@ -267,6 +271,7 @@ def test_a_run_that_was_stopped_goes_on(
         (("--parameters", "nothing.*"), "no parameter matches"),
         (("--adapter", "nowhere"), "a local folder with an adapter"),
         (("--dtype", "int3"), "int3"),
+        (("--device", "gpu"), "cannot use the device 'gpu'"),
     ],
 )
 def test_bad_arguments_end_with_one_line(
@@ -299,6 +304,22 @@ def test_bad_rows_are_named(
     with pytest.raises(SystemExit):
         run(*command(place, tmp_path / "run", query="none.jsonl"))
     assert "no file none.jsonl" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("doctor", place / "model", "--data", tmp_path / "q.jsonl", "--max-length", 2)
+    assert f"{tmp_path / 'q.jsonl'}: row 0 has" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        run(*command(place, tmp_path / "file" / "run", "--quiet"))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "cannot write to" in error
+    assert error.endswith("choose another --out\n")
+    assert error.count("\n") == 1
 
 
 def test_a_missing_extra_is_told(

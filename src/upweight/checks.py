@@ -82,15 +82,15 @@ def _probed_positions(rows: Rows) -> list[int]:
 
 def same_form(rows: Rows, others: Rows) -> bool:
     """Whether single rows of both are alike in structure, shapes and dtypes."""
+    return form_of_rows(rows) == form_of_rows(others)
 
-    def form(rows: Rows) -> tuple[Any, list[Any]]:
-        leaves, spec = tree_flatten(rows.batch(0, 1))
-        return spec, [
-            (leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else type(leaf)
-            for leaf in leaves
-        ]
 
-    return form(rows) == form(others)
+def form_of_rows(rows: Rows) -> tuple[Any, list[Any]]:
+    """Structure, shapes and dtypes of a single row."""
+    leaves, spec = tree_flatten(rows.batch(0, 1))
+    return spec, [
+        (leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves
+    ]
 
 
 def _named_leaves(batch: Any) -> list[tuple[str, Any]]:
@@ -293,7 +293,7 @@ def check_rows(risk: EmpiricalRisk) -> Tensor:
                 )
             # The probed rows may all be of one class: a weighted mean shows only with two.
             risk.row_loss.check(output, risk.target(chunk.batch), losses[-1])
-    return torch.cat(losses)
+    return torch.cat(losses) if losses else torch.empty(0, dtype=risk.dtype, device=risk.device)
 
 
 def check_labels(

@@ -57,14 +57,14 @@ def check_blocks(blocks: Any) -> str | BlockChoice:
     )
 
 
-def check_certify(certify: int | None) -> int | None:
+def check_certify(certify: int | Literal["auto"] | None) -> int | Literal["auto"] | None:
     """Refuse a number of right-hand sides that is none."""
-    if certify is not None and (
+    if certify not in (None, "auto") and (
         isinstance(certify, bool) or not isinstance(certify, int) or certify < 0
     ):
         raise ValueError(
-            "expected certify to be how many right-hand sides are measured, at least 0, or None "
-            f"for all; got {certify!r}"
+            "expected certify to be how many right-hand sides are measured, at least 0, None for "
+            f"all, or 'auto'; got {certify!r}"
         )
     return certify
 

@@ -1,4 +1,4 @@
-"""What a method will cost, in operations and bytes, before anything runs.
+"""What a method will cost, in operations and bytes, before anything runs; what it may take.
 
 Letters: n rows, p parameters, K roots per row, m test rows, o/i outputs/inputs of a layer.
 """
@@ -6,13 +6,120 @@ Letters: n rows, p parameters, K roots per row, m test rows, o/i outputs/inputs 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
-__all__ = ["PILOT_RTOL", "Cost", "Workload"]
+__all__ = ["PILOT_RTOL", "Cost", "Memory", "Workload", "told_bytes"]
 
 PILOT_RTOL = 1e-5
 
 NUMBER = 8  # bytes: factorisations and solutions are kept in float64
+
+UNITS = {"": 1, "B": 1} | {
+    f"{letter}{end}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for end, base in (("iB", 1024), ("B", 1000))
+}
+
+
+def told_bytes(count: float) -> str:
+    """Bytes in words.
+
+    Examples
+    --------
+    >>> told_bytes(3 * 2**20), told_bytes(2.5 * 2**30)
+    ('3 MiB', '2.5 GiB')
+    """
+    if count >= 2**30:
+        return f"{count / 2**30:,.1f} GiB"
+    return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the tensors of the work may take, beside the model, the rows and the results.
+
+    Sizes of chunks follow from it alone, and not from what happens to be free: the same options
+    give the same bytes.
+
+    Attributes
+    ----------
+    limit
+        Bytes; None: chunks of their usual sizes, and of the rest what it takes.
+    kept
+        How much of it the method needs throughout, as for factors; the chunks share what is left.
+
+    Examples
+    --------
+    >>> memory = Memory.of("1 MiB")
+    >>> memory.chunk(2**30), memory.chunk(2**10), memory.queries(2**10)
+    (262144, 1024, 524288)
+    >>> memory.keeping(2**19, "the matrix", "").chunk(2**30)
+    131072
+    """
+
+    limit: int | None = None
+    kept: int = 0
+
+    @classmethod
+    def of(cls, given: str | int | None) -> Memory:
+        """From a number of bytes, or text such as ``"4GiB"`` or ``"500 MB"``."""
+        if given is None:
+            return cls()
+        found = given
+        if isinstance(given, str):
+            parts = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", given)
+            unit = {name.lower(): size for name, size in UNITS.items()}
+            size = None if parts is None else unit.get(parts[2].lower())
+            found = 0 if parts is None or size is None else int(float(parts[1]) * size)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise ValueError(
+                f"expected memory as bytes, as text such as '4GiB' or '500 MB', or None; got "
+                f"{given!r}"
+            )
+        return cls(found)
+
+    def keeping(self, kept: int, what: str, advice: str) -> Memory:
+        """The same, of which so much is needed throughout.
+
+        Raises
+        ------
+        ValueError
+            If that is more than there is.
+        """
+        if self.limit is not None and kept >= self.limit:
+            raise ValueError(
+                f"{what} take {told_bytes(kept)}, which leaves nothing of memory="
+                f"{told_bytes(self.limit)} for the rows. {advice}"
+            )
+        return replace(self, kept=kept)
+
+    def chunk(self, usual: int) -> int:
+        """For the tensors of one chunk of rows: as usual, or a quarter of what is left."""
+        return self._part(usual, 4)
+
+    def queries(self, usual: int) -> int:
+        """For what is held of solved test rows: as usual, or half of what is left."""
+        return usual if self.limit is None else max(1, (self.limit - self.kept) // 2)
+
+    def buffer(self, usual: int) -> int:
+        """For one tensor on the way: as usual, or a sixteenth of what is left."""
+        return self._part(usual, 16)
+
+    def _part(self, usual: int, share: int) -> int:
+        if self.limit is None:
+            return usual
+        return max(1, min(usual, (self.limit - self.kept) // share))
+
+    def check_row(self, needed: float, what: str = "one row") -> None:
+        """Refuse a row that does not fit into a chunk."""
+        if self.limit is not None and 2 * needed > self.limit - self.kept:
+            raise ValueError(
+                f"{what} takes about {told_bytes(needed)}, more than half of what is left of "
+                f"memory={told_bytes(self.limit)} beside {told_bytes(self.kept)} for the method. "
+                f"Use memory= of {told_bytes(1.01 * (self.kept + 2 * needed))} or more, shorter "
+                "rows, or fewer parameters with parameters="
+            )
 
 
 @dataclass(frozen=True)

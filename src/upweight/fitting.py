@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from upweight.blocks import BlockChoice
@@ -19,22 +20,32 @@ from upweight.choices import (
     choose_curvature,
     choose_method,
 )
+from upweight.costs import Memory
 from upweight.curvature import GGN
 from upweight.damping import BLOCK_SCALE, DampingChoice, choose_damping
 from upweight.fitted import Damping, Fitted
+from upweight.gathering import on_all_ranks
 from upweight.inverse import Certificate, LanczosFactors, NystroemFactors
 from upweight.inverse.lowrank import smallest_kept
 from upweight.inverse.spectrum import lowest_eigenvalue
 from upweight.margins import TestLoss, choose_test_loss
 from upweight.operator import LinearOperator
-from upweight.recipes import Recipe
+from upweight.ranks import check_unwrapped, check_whole
+from upweight.recipes import EKFAC, KFAC, Recipe
 from upweight.record import TrainingRecord
 from upweight.risk import EmpiricalRisk
+from upweight.version import __version__
+
+if TYPE_CHECKING:
+    from upweight.cluster import Cluster
 
 __all__ = ["Fitting", "telling"]
 
-# Right-hand sides of one call whose residual is measured where the method does not know it.
+# Right-hand sides of one call whose residual is measured where the method does not know it, unless
+# rows times parameters are more than this: a product with the exact curvature takes as long as
+# several passes of a method by layers.
 CERTIFIED = 8
+CERTIFIED_WORK = 10**9
 
 
 class Fitting:
@@ -49,14 +60,17 @@ class Fitting:
         damping: Damping | Literal["auto"],
         curvature: CurvatureChoice = "ggn",
         blocks: Literal["full"] | BlockChoice = "full",
-        certify: int | None = CERTIFIED,
+        certify: int | Literal["auto"] | None = "auto",
         record: TrainingRecord | None = None,
         parameters: str | Sequence[str] | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         target: Callable[[Any], Any] | None = None,
         features: Callable[[Any], Tensor] | None = None,
         batch_size: int | None = None,
+        cluster: bool | Cluster | None = None,
+        memory: str | int | None = None,
     ) -> None:
+        check_whole(model)
         self.model = model
         self.loss = loss
         self.method: Recipe = choose_method(method)
@@ -76,9 +90,36 @@ class Fitting:
             "target": target,
             "features": features,
             "batch_size": batch_size,
+            "memory": Memory.of(memory),
         }
         self._fit: Fitted | None = None
+        self.cluster: Cluster | None = self._join(cluster) if cluster else None
 
+    def _join(self, wanted: bool | Cluster) -> Cluster:
+        """The processes that fit and score together, if this is what they can."""
+        if not isinstance(self.method, EKFAC | KFAC) or self.blocks != "full" or self._auto:
+            given = "auto" if self._auto else self._damping
+            raise ValueError(
+                "cluster= is for the methods EKFAC and KFAC, with blocks='full' and a damping that "
+                f"is a number; this influence has {self.method!r}, blocks={self.blocks!r} and "
+                f"damping={given!r}. Leave cluster= out, and use one process"
+            )
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"expected a torch.nn.Module; got {type(self.model).__name__}")
+        check_unwrapped(self.model)
+        from upweight.cluster import Cluster
+
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return Cluster.of(wanted, device)
+
+    def _check_alone(self, what: str) -> None:
+        if self.cluster is not None:
+            raise ValueError(
+                f"{what} is not spread over the ranks of a cluster. Call it in one process, on an "
+                "Influence without cluster=; fit(train, factors=…) brings the factors there"
+            )
+
+    @on_all_ranks
     def fit(
         self,
         train: Any,
@@ -113,6 +154,8 @@ class Fitting:
             raise ValueError(
                 f"held_out is for damping='auto'; this influence has damping {self._damping}"
             )
+        if self.cluster is not None:
+            self.cluster.same(self._settings(), "settings")
         with telling("training data"):
             risk = self._new_risk(train, names)
         operator = self._make_curvature(risk)
@@ -173,6 +216,8 @@ class Fitting:
             known = self._fit is not None and loss is self.loss
             found = self._fitted().risk.over(data, names) if known else None
             found = found or self._new_risk(data, names, loss)
+        if self._fit is not None:
+            found.memory = self._fit.risk.memory  # of which the method keeps a part
         if self._fit is not None and found.model.names != self._fit.risk.model.names:
             raise RuntimeError(
                 "other parameters have requires_grad than at fit(): the curvature is of other "
@@ -181,7 +226,28 @@ class Fitting:
         return found
 
     def _new_risk(self, data: Any, names: Sequence[Any] | None, loss: Any = None) -> EmpiricalRisk:
-        return EmpiricalRisk(self.model, loss or self.loss, data, names=names, **self._options)
+        return EmpiricalRisk(
+            self.model,
+            loss or self.loss,
+            data,
+            names=names,
+            cluster=self.cluster,
+            **self._options,
+        )
+
+    def _settings(self) -> dict[str, str]:
+        """What must be the same on all ranks, beside model and rows."""
+        return {
+            "method": repr(self.method),
+            "damping": repr(self._damping),
+            "curvature": self.curvature if isinstance(self.curvature, str) else "own curvature",
+            "loss": getattr(self.loss, "__qualname__", type(self.loss).__qualname__),
+            "parameters": repr(self._options["parameters"]),
+            "certify": repr(self.certify),
+            "memory": repr(self._options["memory"].limit),
+            "version of upweight": __version__,
+            "version of torch": torch.__version__,
+        }
 
     @property
     def damping(self) -> Damping:
@@ -200,6 +266,24 @@ class Fitting:
             self._fit.set_damping(damping)
         self._damping, self._auto, self.damping_choice = damping, False, None
 
+    def budget(self, *, stored: bool = False) -> int | None:
+        """For how many right-hand sides of the next call the residual is measured."""
+        if not isinstance(self.certify, str):
+            return self.certify
+        risk = self._fitted().risk
+        if not stored and risk.n * risk.p <= CERTIFIED_WORK:
+            return CERTIFIED
+        why = (
+            "it would pass the training rows through the model"
+            if stored
+            else "with so many rows and parameters it would take longer than the scores"
+        )
+        self.certificate.note(
+            f"no residual is measured: {why}. measure(test, rows=1) does it, or certify= for every "
+            "call"
+        )
+        return 0
+
     @property
     def inverse(self) -> LinearOperator:
         """(C + λI)⁻¹ as an operator, after `fit`."""
@@ -214,6 +298,7 @@ class Fitting:
         """
         return self._fitted().certificate()
 
+    @on_all_ranks
     def measure(self, test: Any, rows: int | None = None) -> Certificate:
         """How exact this method is for some test rows, on a certificate of its own.
 

@@ -47,6 +47,8 @@ Blocks = Iterator[tuple[slice, slice, int, Tensor]]
 
 # Solved test gradients (C + λI)⁻¹ g_test that are held at once.
 SOLVED_BYTES = 2**30
+# Vectors of all parameters, in float64, that measuring the residual of one solution takes.
+CERTIFIED = 8
 
 
 def influence_blocks(
@@ -137,20 +139,25 @@ def _certify(inverse: Any, test: EmpiricalRisk) -> None:
     """Measure residuals of some test rows, which are solved for as vectors of all parameters."""
     budget = int(getattr(inverse, "budget", 0))
     count = min(test.n, budget)
+    certificate = getattr(inverse, "certificate", None)
+    row_bytes = 0 if test.memory.limit is None else CERTIFIED * 8 * test.p
+    if count and 4 * row_bytes > test.memory.queries(0):
+        count = 0
+        if certificate is not None:
+            certificate.note("no residual measured: a vector of all parameters is large for memory=")
     if count:
         chosen = torch.linspace(0, test.n - 1, count).round().long().tolist()
         few = test.with_rows(test.rows.subset(chosen))
-        for chunk, gradients in few.row_gradients():
+        for chunk, gradients in few.row_gradients(row_bytes):
             _check_finite(gradients, chunk.start, "test")
             _ = inverse @ gradients.T
-    certificate = getattr(inverse, "certificate", None)
     if certificate is not None:
         certificate.add(torch.empty(0), test.n - count)
 
 
 def gathered_gradients(test: EmpiricalRisk) -> Iterator[tuple[slice, Tensor]]:
     """Test gradients in as large blocks (rows, p) as may be held."""
-    limit = max(1, int(SOLVED_BYTES / (3 * 8 * test.p)))
+    limit = max(1, int(test.memory.queries(SOLVED_BYTES) / (3 * 8 * test.p)))
     held: list[Tensor] = []
     start = 0
     for chunk, gradients in test.row_gradients():

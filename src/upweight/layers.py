@@ -203,7 +203,7 @@ class Taps:
         Yields the indices of some of the tensors, and for every tensor (k, b, s) with k their Σ s.
         """
         b, sizes = len(tensors[0]), [tensor.shape[1] for tensor in tensors]
-        together = COTANGENT_BYTES / (b * self.risk.activation_bytes)
+        together = self.risk.memory.chunk(COTANGENT_BYTES) / (b * self.risk.activation_bytes)
         identity = torch.eye(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
         for group in groups(sizes, together):
             start = sum(sizes[: group.start])

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import torch
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "release_freed"]
 
 
 class Meter:
@@ -63,8 +63,7 @@ class Meter:
         if not sys.platform.startswith("linux"):
             return float("nan")
         # what was freed before would hide what is allocated now
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        release_freed()
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:
@@ -75,6 +74,15 @@ class Meter:
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device))
         return _status("VmHWM") if sys.platform.startswith("linux") else float("nan")
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system, where the allocator keeps it (glibc does).
+
+    Between two steps of a long work, so that the second does not begin beside holes of the first.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> float:

@@ -17,19 +17,20 @@ from upweight.curvature import KroneckerInverse
 from upweight.damping import SCALE
 from upweight.drops import Drop, masks_of
 from upweight.fitting import Fitting, telling
+from upweight.gathering import ColumnSink, Share, gather_top, on_all_ranks
 from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
 from upweight.inverse.spectrum import mean_eigenvalue
 from upweight.layerwise import GradientStore, Precision, write_gradients
 from upweight.margins import TestLoss
-from upweight.planning import Auto, Plan, make_plan
+from upweight.planning import Auto, Plan, make_plan, plan_by_layers
 from upweight.prediction import RTOL, Order, Prediction, predict_removal
-from upweight.recipes import CG, METHODS, Nystroem, Recipe
+from upweight.recipes import CG, EKFAC, KFAC, METHODS, Nystroem, Recipe
 from upweight.risk import EmpiricalRisk
 from upweight.rows import Rows
 from upweight.scores import RowScores, Scores, meaning_of
 from upweight.shards import refuse_existing
 from upweight.storing import store_scores
-from upweight.stream import ArraySink, Sink
+from upweight.stream import Sink
 from upweight.topk import RunningTop
 from upweight.trust import Check, check_influence
 from upweight.version import __version__
@@ -72,8 +73,8 @@ class Influence(Fitting):
         residuals of the certificate, against all of C, say what that costs.
     certify
         For how many right-hand sides of every call an approximate method measures its residual
-        against the exact curvature, at one product with it each; None for all. Exact methods
-        always know theirs.
+        against the exact curvature, at one product with it each; None for all. ``"auto"``: 8, or
+        none where rows times parameters are more than 10⁹. Exact methods always know theirs.
     record
         For ``damping="auto"``: the `TrainingRecord` of the model.
     parameters
@@ -82,6 +83,17 @@ class Influence(Fitting):
         How to use a batch that is not ``(x, y)``; see `EmpiricalRisk`.
     batch_size
         At most so many rows at once; default: as memory allows. Never changes a result.
+    cluster
+        True: this is one of the processes that ``torchrun`` has started, or that have called
+        `torch.distributed.init_process_group`; a `Cluster` of them. Each fits and scores its share
+        of the training rows, and has the whole result. For the methods EKFAC and KFAC. All
+        processes make the same calls, with the same rows.
+    memory
+        What the work may take beside the model, the rows and the scores that it returns: bytes, or
+        text such as ``"4GiB"``. Chunks of rows and groups of test rows are made to fit, whatever is
+        free at the time; what the method needs throughout, as factors, must fit as well. It never
+        changes a result beyond round-off. Default: chunks of a few hundred MiB, and for the rest
+        what it takes; see `plan`.
 
     References
     ----------
@@ -124,6 +136,7 @@ class Influence(Fitting):
         by: BlockChoice,
     ) -> dict[str, Scores]: ...
 
+    @on_all_ranks
     def scores(
         self,
         test: Any,
@@ -182,11 +195,19 @@ class Influence(Fitting):
         """
         if to is not None:
             refuse_existing(to)
+            if mode == "perturbation":
+                self._check_alone("scores(…, mode='perturbation', to=…)")
         if isinstance(train, GradientStore):
             if mode != "up" or by is not None:
                 raise TypeError("a store of gradients is for mode='up', and has no parts for by=")
             found = self._scores_of(train, test, names, test_loss)
-            return found if to is None else Scores.load(found.save(to))
+            if to is None:
+                return found
+            if self.cluster is None or self.cluster.main:
+                found.save(to)
+            if self.cluster is not None:
+                self.cluster.meet("scores on disk")
+            return Scores.load(to)
         train_risk, test_risk = self._pair(test, train, names, mode, test_loss)
         shape = (test_risk.n, train_risk.n)
         if mode == "perturbation":
@@ -196,14 +217,14 @@ class Influence(Fitting):
             if to is not None:
                 raise ValueError("scores by block are kept in memory: leave out to=")
             blocks = parameter_blocks(train_risk.model, by)
-            sinks = [ArraySink(shape, dtype) for _ in blocks]
+            sinks = [ColumnSink(self._share(train_risk), shape, dtype) for _ in blocks]
             self._fill(sinks, train_risk, test_risk, mode, list(blocks.values()))
             provenance = self._provenance(mode, train_risk, test_risk, test_loss)
             found = zip(blocks, [sink.finish() for sink in sinks], strict=True)
             names_of = test_risk.rows.names, train_risk.rows.names
             return {name: Scores(v, *names_of, {**provenance, "block": name}) for name, v in found}
         if to is None:
-            sink = ArraySink(shape, dtype)
+            sink = ColumnSink(self._share(train_risk), shape, dtype)
             self._fill([sink], train_risk, test_risk, mode)
             provenance = self._provenance(mode, train_risk, test_risk, test_loss)
             return Scores(sink.finish(), test_risk.rows.names, train_risk.rows.names, provenance)
@@ -215,11 +236,12 @@ class Influence(Fitting):
             test_risk,
             mode=mode,
             provenance=provenance,
-            certify=self.certify,
+            certify=self.budget(),
             resume=resume,
         )
         return Scores.load(to)
 
+    @on_all_ranks
     def top(
         self,
         test: Any,
@@ -262,7 +284,8 @@ class Influence(Fitting):
         train_names = rows.rows.names if stored is None else stored.names
         top = RunningTop(test_risk.n, k, rows.dtype, harmful=harmful)
         self._fill([top], stored or rows, test_risk, "up")
-        values, columns = top.finish()
+        share = self._share(stored or rows)
+        values, columns = gather_top(share, *top.finish(), k, harmful=harmful)
         each = values.shape[1]
         return pd.DataFrame(
             {
@@ -273,6 +296,7 @@ class Influence(Fitting):
             }
         )
 
+    @on_all_ranks
     def mean_scores(
         self,
         test: Any,
@@ -287,14 +311,17 @@ class Influence(Fitting):
         1/m Σ_j I[j, i] = (1/m Σ_j g_test[j])ᵀ (C + λI)⁻¹ g_train[i].
         """
         train_risk, test_risk = self._pair(test, train, None, mode, test_loss)
-        inverse = self._fitted().ready(test_risk, self.certify)
-        values = mean_influence(inverse, train_risk, test_risk, mode)
+        inverse = self._fitted().ready(test_risk, self.budget())
+        share = self._share(train_risk)
+        own = train_risk.within(share.rows)
+        values = share.gather(mean_influence(inverse, own, test_risk, mode))
         provenance = {**self._provenance(mode, train_risk, test_risk, test_loss), "reduced": "mean"}
         meaning = meaning_of(provenance, 2 if mode == "up" else 3)
         return RowScores(
             values.to("cpu", train_risk.dtype), train_risk.rows.names, provenance, meaning
         )
 
+    @on_all_ranks
     def self_influence(self, train: Any = None) -> RowScores:
         """g_iᵀ (C + λI)⁻¹ g_i: how much each row's own loss rests on the row being there.
 
@@ -304,13 +331,17 @@ class Influence(Fitting):
         meaning = "large = the row's own loss rests on the row being in the training data"
         if isinstance(train, GradientStore):
             self._check_unchanged(fitted)
-            values = self_influence(self.inverse, train).to("cpu", train.dtype)
+            share = self._share(train)
+            values = share.gather(self_influence(self.inverse, train.part(share.rows)))
+            values = values.to("cpu", train.dtype)
             provenance = {**self._provenance("self", train, fitted), "reduced": "self"}
             return RowScores(values, train.names, provenance, meaning)
         risk = fitted if train is None else self.risk(train, what="training data")
         self._check_unchanged(risk)
-        inverse = self._fitted().ready(None, self.certify)
-        values = self_influence(inverse, risk).to("cpu", risk.dtype)
+        inverse = self._fitted().ready(None, self.budget())
+        share = self._share(risk)
+        values = share.gather(self_influence(inverse, risk.within(share.rows)))
+        values = values.to("cpu", risk.dtype)
         provenance = {**self._provenance("self", risk, risk), "reduced": "self"}
         return RowScores(values, risk.rows.names, provenance, meaning)
 
@@ -365,6 +396,7 @@ class Influence(Fitting):
         ...     influence.scores((x[:2], y[:2]), store).shape
         (2, 8)
         """
+        self._check_alone("store_gradients()")
         inner: Any = getattr(self.inverse, "inner", None)
         if not isinstance(inner, KroneckerInverse):
             raise TypeError(
@@ -383,7 +415,7 @@ class Influence(Fitting):
         fitted = self._fitted().risk
         self._check_unchanged(fitted)
         test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
-        sink = ArraySink((test_risk.n, len(store)), store.dtype)
+        sink = ColumnSink(self._share(store), (test_risk.n, len(store)), store.dtype)
         self._fill([sink], store, test_risk, "up")
         provenance = self._provenance("up", store, test_risk, test_loss)
         return Scores(sink.finish(), test_risk.rows.names, store.names, provenance)
@@ -411,6 +443,7 @@ class Influence(Fitting):
             If λ is not one number: one for every block, or ``EKFAC(relative=...)``.
         """
         fitted = self._fitted()
+        self._check_alone("refine()")
         self._check_one_damping("refine()")
         refined = copy.copy(self)
         refined.blocks = "full"
@@ -433,12 +466,15 @@ class Influence(Fitting):
         Plan
             Print it. ``proposal`` is the recipe that ``method="auto"`` takes.
         """
+        self._check_alone("plan()")
         if train is None:
             risk = self._fitted().risk
         else:
             with telling("training data"):
                 risk = self._new_risk(train, None)
         rows = risk.n if test is None else test if isinstance(test, int) else len(Rows(test))
+        if isinstance(self.method, EKFAC | KFAC) and self.blocks == "full":
+            return plan_by_layers(self._make_curvature(risk), self.method, rows, self.certify)
         methods: list[Recipe] = [make() for name, make in METHODS.items() if name != "jacobi"]
         methods.insert(2, CG(preconditioner=Nystroem(rank=50)))
         if self.method not in methods and not isinstance(self.method, Auto):
@@ -517,6 +553,7 @@ class Influence(Fitting):
         >>> influence.predict((torch.ones(1, 1), torch.tensor([[2.0]])), drop=[2]).after
         tensor([[0.2500]], dtype=torch.float64)
         """
+        self._check_alone("predict()")
         self._check_one_damping("predict()")
         fitted = self._fitted()
         self._check_unchanged(fitted.risk)
@@ -527,7 +564,7 @@ class Influence(Fitting):
         dropped, groups = masks_of(drop, fitted.risk.rows.names)
         test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
         return predict_removal(
-            fitted, test_risk, dropped, groups, order=order, rtol=rtol, certify=self.certify
+            fitted, test_risk, dropped, groups, order=order, rtol=rtol, certify=self.budget()
         )
 
     def check(
@@ -570,6 +607,7 @@ class Influence(Fitting):
         Check
             Print it. `findings`, and a `sentence` that is the answer.
         """
+        self._check_alone("check()")
         self._check_one_damping("check()")
         of_refit: Any = getattr(refit, "output", "loss")
         chosen: TestLoss = of_refit if test_loss is None else test_loss
@@ -632,15 +670,32 @@ class Influence(Fitting):
         mode: Mode,
         blocks: Sequence[Block] | None = None,
     ) -> None:
-        inverse = self._fitted().ready(test, self.certify)
+        budget = self.budget(stored=isinstance(train, GradientStore))
+        inverse = self._fitted().ready(test, budget)
         parts = None if blocks is None else [block.entries for block in blocks]
-        total = train.n * test.n * len(sinks)
+        share = self._share(train)
+        own = share.rows
+        total = (own.stop - own.start) * test.n * len(sinks)
+        hidden = None if self.cluster is None or self.cluster.main else True
         with tqdm(
-            total=total, desc="scores", unit="pair", delay=2, disable=None, leave=False
+            total=total, desc="scores", unit="pair", delay=2, disable=hidden, leave=False
         ) as bar:
-            for rows, columns, at, block in influence_blocks(inverse, train, test, mode, parts):
+            blocks_of = influence_blocks(
+                inverse,
+                train,
+                test,
+                mode,
+                parts,
+                shards=share.shards,
+                done=lambda _, shard: shard != own,
+            )
+            for rows, columns, at, block in blocks_of:
                 sinks[at].write(rows, columns, block)
                 bar.update((rows.stop - rows.start) * (columns.stop - columns.start))
+
+    def _share(self, train: EmpiricalRisk | GradientStore) -> Share:
+        """The training rows that this rank scores."""
+        return Share(self.cluster, train.n)
 
     def _provenance(
         self,

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from upweight.costs import NUMBER, PILOT_RTOL, Cost, Workload
+from upweight.curvature.coverage import coverage
 from upweight.inverse import NegativeCurvatureError, conjugate_gradients
 from upweight.inverse.lanczos import lanczos, random_columns
+from upweight.layerwise import plan_layers
+from upweight.layerwise.planning import TERMS
 from upweight.operator import LinearOperator, free_memory
-from upweight.recipes import CG, EKFAC, Direct, Nystroem, Recipe
+from upweight.recipes import CG, EKFAC, KFAC, Direct, Nystroem, Recipe
 
-__all__ = ["Auto", "Plan", "make_plan", "propose"]
+__all__ = ["Auto", "Plan", "make_plan", "plan_by_layers", "propose"]
 
 # Factorising more parameters takes minutes, and more than a gigabyte.
 DIRECT_PARAMETERS = 10_000
@@ -29,6 +32,9 @@ DIRECT_PARAMETERS = 10_000
 ITERATIVE_PARAMETERS = 20_000_000
 # Directions of the sketch that preconditions conjugate gradients.
 SKETCHED = 50
+# Modules in the text of a plan: the largest, and as many without factors.
+SHOWN_MODULES = 6
+COLUMNS = ["method", "memory_mib", "products", "seconds", "note"]
 PILOT_ROWS = 512
 PILOT_COLUMNS = 16
 PILOT_STEPS = 200
@@ -101,14 +107,25 @@ class Plan:
         The method for this model, and why it.
     work
         The sizes that the estimates rest on.
+    phases
+        For `EKFAC` and `KFAC` step by step: ``phase``, ``flops`` of products of matrices, ``mib``
+        that tensors take at its peak, results included, ``seconds``, ``passes`` over the training
+        rows, ``rows`` of a chunk. The allocator of a CPU keeps some of what tensors leave: a few
+        MiB where there is a ``memory=``, else up to half as much again. None for other methods.
+    coverage
+        For those methods: how the parameters of every module are dealt with, as `coverage` says.
     """
 
     table: pd.DataFrame
     proposal: Recipe
     reason: str
     work: Workload
+    phases: pd.DataFrame | None = None
+    coverage: pd.DataFrame | None = None
 
     def __str__(self) -> str:
+        if self.phases is not None:
+            return self._by_phase(self.phases)
         work = self.work
         shown = self.table.copy()
         shown["memory_mib"] = shown["memory_mib"].map("{:,.0f}".format)
@@ -119,6 +136,23 @@ class Plan:
             f"condition about {work.condition:,.0f}\n"
             f"{shown.to_string(index=False)}\n"
             f"proposed: {self.proposal!r}\n{self.reason}"
+        )
+
+    def _by_phase(self, phases: pd.DataFrame) -> str:
+        shown = phases.copy()
+        for column, form in (("flops", "{:,.2g}"), ("mib", "{:,.0f}"), ("seconds", "{:,.2g}")):
+            shown[column] = shown[column].map(form.format)
+        shown["passes"] = shown["passes"].map("{:g}".format)
+        line = self.table.iloc[0]
+        return "\n".join(
+            [
+                f"{line['method']}: {self.work.n:,} training rows, {self.work.m:,} test rows, "
+                f"{self.work.p:,} parameters; about {line['memory_mib']:,.0f} MiB and "
+                f"{line['seconds']:,.2g} s",
+                shown.to_string(index=False),
+                str(line["note"]),
+                *([] if self.coverage is None else _covered(self.coverage)),
+            ]
         )
 
     def _repr_html_(self) -> str:
@@ -134,11 +168,26 @@ def make_plan(
         raise TypeError(f"expected a curvature of a model and rows to plan for; got {curvature!r}")
     pilot = _Pilot(curvature, risk, damping)
     condition = (pilot.largest + damping) / damping if damping else float("inf")
+    work = _workload(curvature, risk, test_rows, condition, pilot.steps)
+    rank = int(getattr(curvature, "rank_bound", curvature.size))
+    proposal, reason = propose(risk.p, rank, free_memory(curvature.device))
+    lines = [_line(recipe, recipe.cost(work), work, pilot) for recipe in methods]
+    reason = ". ".join([reason, *pilot.notes])
+    return Plan(pd.DataFrame(lines, columns=pd.Index(COLUMNS)), proposal, reason, work)
+
+
+def _workload(
+    curvature: LinearOperator,
+    risk: Any,
+    test_rows: int,
+    condition: float = 1.0,
+    pilot_steps: int = 1,
+) -> Workload:
     shapes = [shape for shape in risk.model.shapes if len(shape) > 1]
     roots = int(getattr(getattr(curvature, "form", None), "root_count", 0))
     roots = roots or int(torch.Size(risk.output_shape).numel())
     rank = int(getattr(curvature, "rank_bound", curvature.size))
-    work = Workload(
+    return Workload(
         n=risk.n,
         p=risk.p,
         m=test_rows,
@@ -148,13 +197,53 @@ def make_plan(
         # not where the output is too wide for roots
         gram=hasattr(curvature, "factor_rows") and rank == risk.n * roots,
         condition=min(condition, 1e12),
-        pilot_steps=pilot.steps,
+        pilot_steps=pilot_steps,
     )
+
+
+def _covered(table: pd.DataFrame) -> list[str]:
+    """The largest modules, and how many parameters are dealt with in each way."""
+    total = table["parameters"].sum()
+    shares = table.groupby("how", sort=False)["parameters"].sum()
+    told = ", ".join(f"{how} {100 * count / total:.1f} %" for how, count in shares.items())
+    largest = table.sort_values("parameters", ascending=False, kind="stable").head(SHOWN_MODULES)
+    rest = table.loc[(table["how"] != "kronecker") & ~table.index.isin(largest.index)]
+    shown = pd.concat([largest, rest.head(SHOWN_MODULES)]).sort_index()
+    # one reason for all that have factors is enough
+    shown["why"] = shown["why"].where(shown["how"] != "kronecker", "")
+    more = len(table) - len(shown)
+    lines = [f"parameters: {told}", shown.to_string(index=False)]
+    return [*lines, f"… and {more} more modules"] if more else lines
+
+
+def plan_by_layers(
+    curvature: LinearOperator, recipe: EKFAC | KFAC, test_rows: int, certify: int | None
+) -> Plan:
+    """A plan for `EKFAC` or `KFAC`, step by step; no product with the curvature is made."""
+    risk: Any = getattr(curvature, "risk", None)
+    if risk is None:
+        raise TypeError(f"expected a curvature of a model and rows to plan for; got {curvature!r}")
+    wanted = getattr(recipe, "correction_rows", None)
+    share = max(1, round(wanted * risk.n)) if isinstance(wanted, float) else wanted
+    found = plan_layers(
+        risk,
+        recipe,
+        test_rows,
+        corrected=isinstance(recipe, EKFAC),
+        correcting=min(risk.n, share or risk.n),
+        certified=test_rows if certify is None else certify,
+    )
+    rank = int(getattr(curvature, "rank_bound", curvature.size))
     proposal, reason = propose(risk.p, rank, free_memory(curvature.device))
-    lines = [_line(recipe, recipe.cost(work), work, pilot) for recipe in methods]
-    columns = ["method", "memory_mib", "products", "seconds", "note"]
-    reason = ". ".join([reason, *pilot.notes])
-    return Plan(pd.DataFrame(lines, columns=pd.Index(columns)), proposal, reason, work)
+    held = "at once" if found.groups == 1 else f"in {found.groups} groups, with a pass for each"
+    note = f"test rows are held {held}"
+    if recipe.factored is not None:
+        note += f"; factored scores are taken to need {TERMS} terms, which Λ decides"
+    table = pd.DataFrame(
+        [(recipe.name, found.bytes / 2**20, 0.0, found.seconds, note)], columns=pd.Index(COLUMNS)
+    )
+    work = _workload(curvature, risk, test_rows)
+    return Plan(table, proposal, reason, work, found.phases, coverage(risk))
 
 
 def _line(recipe: Recipe, cost: Cost, work: Workload, pilot: _Pilot) -> tuple[Any, ...]:

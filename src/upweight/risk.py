@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,16 @@ from upweight.checks import (
     probe,
     same_form,
 )
+from upweight.costs import Memory
 from upweight.functional import FunctionalModel, default_target
 from upweight.layers import Taps, find_taps, row_gradients
 from upweight.losses import RowLoss
 from upweight.operator import wide
+from upweight.ranks import check_ranks
 from upweight.rows import Rows
+
+if TYPE_CHECKING:
+    from upweight.cluster import Cluster
 
 __all__ = ["Chunk", "EmpiricalRisk"]
 
@@ -77,6 +82,11 @@ class EmpiricalRisk:
         changes a result beyond round-off.
     names
         One name per row; see `Rows`.
+    cluster
+        The processes that have the same rows, and pass a share of them each.
+    memory
+        What the work may take beside the model, the rows and the results, such as ``"4GiB"``;
+        chunks are made to fit. It never changes a result beyond round-off.
 
     Attributes
     ----------
@@ -115,6 +125,8 @@ class EmpiricalRisk:
         features: Callable[[Any], Tensor] | None = None,
         batch_size: int | None = None,
         names: Sequence[Any] | None = None,
+        cluster: Cluster | None = None,
+        memory: Memory | str | int | None = None,
     ) -> None:
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size!r}")
@@ -122,16 +134,27 @@ class EmpiricalRisk:
         self.rows = Rows(data, names)
         self.loss = loss
         self.batch_size = batch_size
+        self.memory = memory if isinstance(memory, Memory) else Memory.of(memory)
         self.autodiff = Autodiff()
         self._target = target or default_target
         self._features = features
+        self.cluster = cluster
+        self._within: slice | None = None
         found = probe(self.model, loss, self.rows, self._prepare, self._target)
         self.row_loss: RowLoss = found.row_loss
         self.output_shape: tuple[int, ...] = found.output_shape
         self.activation_bytes = found.activation_bytes
         self._taps: Taps | None = None
         self._taps_sought = False
-        self._losses = check_rows(self)
+        self._losses: Tensor | None = None
+        self._losses = self._checked()
+
+    def _checked(self) -> Tensor:
+        """ℓ_i for every row, (n,), of rows that are in order on all ranks."""
+        if self.cluster is None:
+            return check_rows(self)
+        check_ranks(self, self.cluster)
+        return self.cluster.gather_rows(check_rows(self.mine()), "losses of rows")
 
     def with_rows(self, rows: Rows) -> EmpiricalRisk:
         """The same model and loss over other rows, which are taken as checked."""
@@ -139,12 +162,23 @@ class EmpiricalRisk:
         other.__dict__.update(self.__dict__)
         other.rows = rows
         other._losses = None
+        other._within = None
         return other
+
+    def within(self, rows: slice) -> EmpiricalRisk:
+        """The same rows, n of them, of which passes take some alone, under their positions."""
+        other = self.with_rows(self.rows)
+        other._losses, other._within = self._losses, rows
+        return other
+
+    def mine(self) -> EmpiricalRisk:
+        """The share of the rows that this rank passes; all of them where there is no cluster."""
+        return self if self.cluster is None else self.within(self.cluster.share(self.n))
 
     def restricted(self, names: Collection[str]) -> EmpiricalRisk:
         """The same loss over the same rows as a function of some of the parameters alone."""
         other = self.with_rows(self.rows)
-        other._losses = self._losses
+        other._losses, other._within = self._losses, self._within
         other.model = self.model.restricted(names)
         other._taps, other._taps_sought = None, False
         return other
@@ -156,7 +190,7 @@ class EmpiricalRisk:
             return None
         other = self.with_rows(rows)
         check_repeatable(rows, self._prepare)
-        other._losses = check_rows(other)
+        other._losses = other._checked()
         return other
 
     @property
@@ -200,9 +234,14 @@ class EmpiricalRisk:
     def chunks(self, row_bytes: float = 0.0) -> Iterator[Chunk]:
         """All rows in order, so many at once that `row_bytes` for each stay within memory."""
         per_row = max(1.0, row_bytes + self.activation_bytes)
-        size = max(1, min(self.n, int(CHUNK_BYTES / per_row), self.batch_size or self.n))
-        for start in range(0, self.n, size):
-            stop = min(start + size, self.n)
+        self.memory.check_row(per_row)
+        most = int(self.memory.chunk(CHUNK_BYTES) / per_row)
+        size = max(1, min(self.n, most, self.batch_size or self.n))
+        rows = self._within or slice(0, self.n)
+        for start in range(rows.start, rows.stop, size):
+            stop = min(start + size, rows.stop)
+            if self.cluster is not None:
+                self.cluster.watch()
             yield Chunk(start, stop, self._prepare(self.rows.batch(start, stop)))
 
     def target(self, batch: Any) -> Any:
@@ -350,7 +389,7 @@ class EmpiricalRisk:
         theta = self.model.parameters()
         tangents = self.model.unflatten(columns.T.to(self.device))
         row_bytes = 3 * self.activation_bytes
-        together = max(1, min(k, int(CHUNK_BYTES / row_bytes)))
+        together = max(1, min(k, int(self.memory.chunk(CHUNK_BYTES) / row_bytes)))
         for chunk in self.chunks(together * row_bytes):
             get, put = find_features(chunk.batch, self._target(chunk.batch), self._features)
             x = get(chunk.batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from tqdm import tqdm
@@ -58,8 +59,13 @@ def store_scores(
     if mode == "perturbation" and isinstance(train, EmpiricalRisk):
         shape = (*shape, *train.feature_shape())
     chunk = sizes(shape, test.p)
-    work = _work(fitted, train, test, provenance, chunk)
-    with ShardStore(path, shape, train.dtype, chunk, work, resume=resume) as store:
+    cluster = test.cluster
+    main = cluster is None or cluster.main
+    # of all ranks the first has the store, so that it alone compares what is there
+    work = _work(fitted, train, test, provenance, chunk) if main else {}
+    whole = nullcontext() if cluster is None else cluster.together("scores on disk")
+    opened = ShardStore(path, shape, train.dtype, chunk, work, resume=resume, writers=cluster)
+    with opened as store, whole:
         inverse = fitted.ready(test, certify)
         solves = _Solves(fitted, inverse, store)
         with tqdm(
@@ -67,7 +73,7 @@ def store_scores(
             desc="scores",
             unit="pair",
             delay=2,
-            disable=None,
+            disable=None if main else True,
             leave=False,
         ) as bar:
 
@@ -82,10 +88,12 @@ def store_scores(
                 solves.close(rows, columns)
                 store.write(rows, columns, block)
                 bar.update((rows.stop - rows.start) * (columns.stop - columns.start))
-        whole = {**provenance, "certificate": solves.certificate()}
-        with store.telling():
-            write_meta(store.result, test.rows.names, names, whole)
-        store.finish()
+        store.collect()
+        if main:
+            told = {**provenance, "certificate": solves.certificate()}
+            with store.telling():
+                write_meta(store.result, test.rows.names, names, told)
+            store.finish()
 
 
 class _Solves:
@@ -101,12 +109,14 @@ class _Solves:
         self._start: dict[str, Any] | None = None
         self._before: dict[str, Any] = {}
         self._added: dict[tuple[int, int], dict[str, Any]] = {}
+        self._seen: set[tuple[int, int]] = set()
 
     def done(self, rows: slice, shard: slice) -> bool:
         """Whether to leave a part out."""
         if self._start is None:  # after what is certified of all test rows at once
             self._start = self._before = self._now()
         key = rows.start, rows.stop
+        self._seen.add(key)
         if self._store.missing(rows) == 0 and key in self._store.notes and key not in self._added:
             self._added[key] = self._store.notes[key]
             if hasattr(self._inverse, "budget"):  # as if the solve had taken place
@@ -123,7 +133,10 @@ class _Solves:
             self._store.note(rows, note)
 
     def certificate(self) -> dict[str, Any]:
-        """As after a run that was not stopped."""
+        """As after a run of one process that was not stopped."""
+        # groups whose parts other ranks have written
+        for key in (self._seen - self._added.keys()) & self._store.notes.keys():
+            self._added[key] = self._store.notes[key]
         whole = dict(self._now() if self._start is None else self._start)
         total = _residuals(whole)
         for key in sorted(self._added):

@@ -11,6 +11,7 @@ layer, q groups of a convolution, each with o outputs and i columns of ã.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -66,6 +67,8 @@ class Capture:
         Sites without Kronecker factors; see `whole`.
     row_numbers
         How many numbers ã and g have for one row, (all s·q·i, all s·q·o), as the probe found.
+    graph_bytes
+        What the model keeps of one row until derivatives are taken.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Capture:
         self.sites = tuple(sites)
         self.rests = tuple(rests)
         self._numbers: dict[Site, tuple[int, int]] = {}
+        self.graph_bytes = risk.activation_bytes
         self._shared: set[nn.Module] = set()
         self._hooks = Hooks(risk, self._shared)
 
@@ -111,6 +115,20 @@ class Capture:
 
     # --- all rows --------------------------------------------------------------------------------
 
+    def root_bytes(self) -> float:
+        """What derivatives for one root of one row take, and what they come by."""
+        return self.row_numbers[1] * self.risk.dtype.itemsize + self.graph_bytes / 2
+
+    def row_bytes(self, roots: int) -> float:
+        """What one row with so many roots takes while it is captured."""
+        inputs, outputs = (count * self.risk.dtype.itemsize for count in self.row_numbers)
+        graph, both = self.graph_bytes, inputs + min(inputs, self.graph_bytes)
+        if roots == 1:  # whose graph is freed while it is walked
+            return max(graph + outputs, both + outputs)
+        budget = self.risk.memory.chunk(CHUNK_BYTES)
+        together = max(1, min(roots, ROOTS, int(budget / (2 * self.root_bytes()))))
+        return graph + both + together * self.root_bytes()
+
     def visit(self, form: OutputForm, add: Callable[[Piece], None]) -> None:
         """Call `add` with ã and g of all rows: once for each chunk and some of its roots S.
 
@@ -123,29 +141,27 @@ class Capture:
         """
         for _, piece in self.pieces(form):
             add(piece)
+            del piece  # before the next is made
 
     def pieces(self, form: OutputForm, row_bytes: float = 0.0) -> Iterator[tuple[Chunk, Piece]]:
         """ã and g of all rows in order: a piece for each chunk and some of its roots S.
 
         `row_bytes` is what the caller makes of each row, to be counted with the memory of a chunk.
         """
-        size, (inputs, outputs) = self.risk.dtype.itemsize, self.row_numbers
         alone = form.root_count == 1
-        # the graph of one root is freed while it is walked; that of several is kept
-        per_root = 2 * outputs * size + self.risk.activation_bytes
-        own = (inputs + outputs) * size if alone else 2 * inputs * size
-        own += 0 if alone else min(form.root_count, ROOTS) * per_root
-        for chunk in self.risk.chunks(max(row_bytes + own, CHUNK_BYTES / SUMMED_ROWS)):
-            together = max(1, int(CHUNK_BYTES / (len(chunk) * per_root)))
+        budget = self.risk.memory.chunk(CHUNK_BYTES)
+        per_root = self.root_bytes()
+        own = self.row_bytes(form.root_count) - self.risk.activation_bytes  # which `chunks` adds
+        for chunk in self.risk.chunks(max(row_bytes + own, budget / SUMMED_ROWS)):
+            together = max(1, int(budget / (len(chunk) * per_root)))
             pending = self._pending(form, chunk, together)
             while True:
                 # left before every yield: what the caller does meanwhile is not ours to switch
                 with self._running(twice=not alone):
-                    piece = next(pending, None)
-                if piece is None:
+                    found = list(itertools.islice(pending, 1))
+                if not found:
                     break
-                yield chunk, piece
-                del piece  # before the next is made
+                yield chunk, found.pop()  # the caller alone has it, and may let it go
 
     def _pending(self, form: OutputForm, chunk: Chunk, together: int) -> Iterator[Piece]:
         b = len(chunk)
@@ -163,12 +179,11 @@ class Capture:
             own, slopes = self._joined(calls, pulled, b, inputs)
             del pulled
             self._check_finite(chunk, own if first else [], slopes)
-            piece = Piece(own, slopes, first)
+            found = [Piece(own, slopes, first)]
             del own, slopes
             if left == 0:
                 calls, inputs = [], []
-            yield piece
-            del piece
+            yield found.pop()
 
     def _installed(self) -> AbstractContextManager[None]:
         return self._hooks.installed(m for site in self.sites for m in site.modules)
@@ -255,7 +270,7 @@ class Capture:
         """
         n = self.risk.n
         each = 2 * self.risk.activation_bytes + 8 * torch.Size(self.risk.output_shape).numel()
-        b = min(n, max(2, min(PROBED_ROWS, int(CHUNK_BYTES / each))))
+        b = min(n, max(2, min(PROBED_ROWS, int(self.risk.memory.chunk(CHUNK_BYTES) / each))))
         spread = [at * (n - 1) // max(1, b - 1) for at in range(b)]
         few = self.risk.with_rows(self.risk.rows.subset(spread))
         few.batch_size = None  # one row alone would not show how rows are laid out
@@ -267,6 +282,29 @@ class Capture:
             others, _ = self.without(failed)
             with others._installed():
                 return failed | others._compared(batch, b)
+
+    def weigh(self) -> float:
+        """`graph_bytes`, by a few rows; no parameter has a derivative there."""
+        few = self.risk.with_rows(self.risk.rows.subset(range(min(PROBED_ROWS, self.risk.n))))
+        few.batch_size = None
+        chunk = next(iter(few.chunks()))
+        model, kept = self.risk.model, dict[int, int]()
+        held: list[Tensor] = []  # so that no other tensor comes to lie in the same place
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            size = min(tensor.nbytes, storage.nbytes())  # of a view of all rows, or of repeated ones
+            kept[storage.data_ptr()] = max(size, kept.get(storage.data_ptr(), 0))
+            held.append(tensor)
+            return tensor
+
+        with self._running(twice=False), torch.autograd.graph.saved_tensors_hooks(pack, _same):
+            output, calls = self._hooks.run(model.parameters(), chunk.batch, len(chunk))
+        for call in calls:
+            pack(call.a)
+        for own in (*model.model.parameters(), *model.model.buffers()):
+            kept.pop(own.untyped_storage().data_ptr(), None)
+        return float(sum(kept.values()) + 4 * output.nbytes) / len(chunk)
 
     def _look(self, few: EmpiricalRisk, batch: Any, b: int) -> dict[nn.Module, str]:
         """See which layers are called once for all rows, and which of them that does not suit.
@@ -346,6 +384,10 @@ class Capture:
         return failed
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass
 class _Sums:
     """How far Σ g ãᵀ of the probed rows is from the derivative by θ, for one site."""
@@ -396,4 +438,6 @@ def find_capture(risk: EmpiricalRisk) -> tuple[Capture, dict[str, str]]:
         capture, more = capture.without(failed)
         for name, why in more.items():
             reasons[name] = f"{reasons[name]}, and {why}" if name in reasons else why
+    if capture.sites or capture.rests:
+        capture.graph_bytes = capture.whole().weigh()
     return capture, reasons

@@ -30,8 +30,8 @@ COLUMN_BYTES = 256 * 2**20
 # Beyond this many output numbers a row's output Hessian is multiplied, never formed.
 ROOT_OUTPUTS = 512
 
-# (θ, chunk, tangents (k, …) of these columns, which columns) → (k, …) by name
-ChunkProduct = Callable[[Any, Chunk, Any, slice], Any]
+# (θ, chunk) → (tangents (k, …) of these columns, which columns) → (k, …) by name
+ChunkProduct = Callable[[Any, Chunk], Callable[[Any, slice], Any]]
 
 
 def chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct) -> Tensor:
@@ -40,14 +40,16 @@ def chunked_product(risk: EmpiricalRisk, columns: Tensor, product: ChunkProduct)
     per_column = 3 * risk.activation_bytes
     # Small networks: many columns share one primal pass. Large ones: few columns, and the rows of a
     # chunk fill the memory instead.
-    together = max(1, min(k, int(COLUMN_BYTES / (64 * per_column + 3 * risk.p * 8))))
+    most = risk.memory.chunk(COLUMN_BYTES)
+    together = max(1, min(k, int(most / (64 * per_column + 3 * risk.p * 8))))
     total = torch.zeros(columns.shape, dtype=wide(risk.dtype, risk.device), device=risk.device)
     with risk.model.evaluating():
         theta = risk.model.parameters()
         for chunk in risk.mine().chunks(together * per_column):
+            of_chunk = product(theta, chunk)
             for start in range(0, k, together):
                 block = slice(start, start + together)
-                part = product(theta, chunk, risk.model.unflatten(columns[:, block].T), block)
+                part = of_chunk(risk.model.unflatten(columns[:, block].T), block)
                 total[:, block] += risk.model.flatten(part).T
     if risk.cluster is not None:
         risk.cluster.add([total], "products with the curvature")
@@ -89,16 +91,23 @@ class OutputForm:
         """
         risk = self.risk
 
-        def chunk_product(theta: Any, chunk: Chunk, tangents: Any, block: slice) -> Any:
+        def chunk_product(theta: Any, chunk: Chunk) -> Callable[[Any, slice], Any]:
             def outputs(t: Any) -> Tensor:
                 return risk.model(t, chunk.batch)
 
-            pushed = risk.autodiff.pushforward(outputs, theta, tangents)  # (k, b, *o)
-            curved = self.multiply(chunk, outputs(theta), pushed)
-            if weights is not None:
-                own = weights[chunk.start : chunk.stop, block].T.to(curved)  # (k, b)
-                curved = curved * own.reshape(*own.shape, *[1] * (curved.ndim - 2))
-            return risk.autodiff.pullback(outputs, theta, curved)
+            # one pass forward, and its graph, for all columns
+            output, pull = vjp(outputs, theta)
+            output = output.detach()
+
+            def of_columns(tangents: Any, block: slice) -> Any:
+                pushed = risk.autodiff.pushforward(outputs, theta, tangents)  # (k, b, *o)
+                curved = self.multiply(chunk, output, pushed)
+                if weights is not None:
+                    own = weights[chunk.start : chunk.stop, block].T.to(curved)  # (k, b)
+                    curved = curved * own.reshape(*own.shape, *[1] * (curved.ndim - 2))
+                return risk.autodiff.pulled(pull, curved)
+
+            return of_columns
 
         return chunked_product(risk, columns, chunk_product)
 

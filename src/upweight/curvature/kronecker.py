@@ -28,23 +28,25 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from upweight.curvature.capture import Capture, DeclinedCallError, Piece, find_capture
+from upweight.curvature.capture import Capture, Piece, find_capture
 from upweight.curvature.inverted import KroneckerInverse
-from upweight.curvature.moments import Corrections, Factors
+from upweight.curvature.moments import Corrections, Factors, may_keep
+from upweight.curvature.needs import keep_for_factors
 from upweight.curvature.rests import Rest, RestGradients, RestSums, find_rests
 from upweight.curvature.roots import Roots
 from upweight.curvature.rotated import Block, Kind, Rotated
-from upweight.curvature.saved import load_operators, save_blocks, work_of
+from upweight.curvature.saved import find_work, load_operators, save_blocks
+from upweight.curvature.sharing import DeclinedSitesError, eigenvectors, visit
 from upweight.inverse.certificate import check_damping
 from upweight.layers import groups
 from upweight.losses import OutputDistribution
+from upweight.meter import release_freed
 from upweight.operator import BlockDiagonal, LinearOperator, wide
 from upweight.risk import CHUNK_BYTES, EmpiricalRisk
 
@@ -151,10 +153,11 @@ class KroneckerCurvature(LinearOperator):
             "correction_rows": correction_rows,
             "other": other,
         }
-        work = None if factors is None else work_of(risk, settings)
-        if factors is not None and work is not None and Path(factors).exists():
+        work, there = (None, False) if factors is None else find_work(risk, settings, factors)
+        if factors is not None and work is not None and there:
             self.capture = capture
             rests = find_rests(risk, reasons, other)
+            keep_for_factors(risk, capture.sites, rests, corrected=None)
             seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
             self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
             self.blocks = self._loaded(factors, work)
@@ -163,17 +166,18 @@ class KroneckerCurvature(LinearOperator):
         rests: list[Rest] = []
         while found is None:
             rests = find_rests(risk, reasons, other)
+            keep_for_factors(risk, capture.sites, rests, corrected=corrected)
             try:
                 found = self._captured(capture, rests) if capture.whole().sites else []
-            except DeclinedCallError as declined:  # not on the probed rows, but on these
-                capture, more = capture.without(capture.using(declined))
+            except DeclinedSitesError as declined:  # not on the probed rows, but on these
+                capture, more = capture.without(declined.failed)
                 reasons |= more
         self.capture = capture
         seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
         self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
         self.notes += [rest.note for rest in rests]
         self.blocks = (*found, *self._unseen(self.rests[len(seen) :]))
-        if factors is not None and work is not None:
+        if factors is not None and work is not None and (risk.cluster is None or risk.cluster.main):
             save_blocks(factors, self.blocks, work, self.notes)
 
     def _loaded(self, path: str | os.PathLike[str], work: Mapping[str, Any]) -> tuple[Block, ...]:
@@ -301,36 +305,50 @@ class KroneckerCurvature(LinearOperator):
         kind = wide(self.dtype, self.device)
         others = RestSums(seen, torch.zeros((), dtype=kind, device=self.device))
         keep = self.corrected and self._correcting is None
+        keep = keep and may_keep(self.risk, capture.row_numbers, self._form.root_count)
         sums = Factors(self.risk, capture.sites, keep=keep)
 
         def add(piece: Piece) -> None:
             sums.add(piece.part(slice(0, count)))
             others.add(piece.inputs[count:], piece.slopes[count:])
 
-        capture.whole().visit(self._form, add)
+        visit(capture.whole(), self.risk, self._form, add)
         self.passes += 1
+        release_freed()
+        if self.risk.cluster is not None and not sums.share(self.risk.cluster, others.totals):
+            sums.kept = None
+        sizes = sums.sizes
+
+        def matrix(at: int) -> Tensor:
+            if at >= len(sizes):
+                rest, total = seen[at - len(sizes)][0], others.totals[at - len(sizes)]
+                return _checked(rest.name, total / self.risk.n)[None]
+            return _checked(capture.sites[at // 2].name, sums.factor(at))
+
+        every = [*sizes, *((1, *total.shape) for total in others.totals)]
+        eigen = eigenvectors(self.risk, every, matrix)
+        sums.release()
+        release_freed()
         vectors: list[tuple[Tensor | None, Tensor | None]] = []
         spectra: list[Tensor] = []
         for at, site in enumerate(capture.sites):
-            a, g = sums.factors(at)
-            _check_finite(site.name, a, g)
             if len(lengths := sums.lengths[at]) > 1:
                 self.notes.append(
                     f"{site.name}: rows have {min(lengths)} to {max(lengths)} positions, by the "
                     "batch they are in. Padding counts in A, so the batch size matters"
                 )
-            (s_a, u_a), (s_g, u_g) = self._eigen(a), self._eigen(g)
+            (s_a, u_a), (s_g, u_g) = eigen[2 * at : 2 * at + 2]
             vectors.append((u_g, u_a))
-            spectra.append(s_g[:, :, None] * s_a[:, None])
+            if not self.corrected:
+                spectra.append(s_g[:, :, None] * s_a[:, None])
         if self.corrected:
             spectra = self._corrected(capture, vectors, sums.kept)
         blocks: list[Block] = []
         for site, (u_g, u_a), values in zip(capture.sites, vectors, spectra, strict=True):
-            _check_finite(site.name, values)
-            operator = Rotated(u_g, u_a, values.to(self.dtype))
+            operator = Rotated(u_g, u_a, _checked(site.name, values).to(self.dtype))
             blocks.append(Block(site.name, "kronecker", operator, lambda s=site: s.entries))
-        found = zip(seen, others.totals, strict=True)
-        return [*blocks, *(self._block(rest, total / self.risk.n) for (rest, _), total in found)]
+        found = zip(seen, eigen[len(sizes) :], strict=True)
+        return [*blocks, *(self._block(rest, *own) for (rest, _), own in found)]
 
     def _seen(self, capture: Capture, rests: Sequence[Rest]) -> list[tuple[Rest, RestGradients]]:
         found: list[tuple[Rest, RestGradients]] = []
@@ -340,14 +358,6 @@ class KroneckerCurvature(LinearOperator):
                 found.append((rest, RestGradients(rest, self.risk, capture.rests, own)))
         return found
 
-    def _eigen(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues (q, d) and eigenvectors (q, d, d); None for a diagonal (q, d)."""
-        if matrix.ndim == 2:
-            return matrix, None
-        values, vectors = torch.linalg.eigh(matrix)
-        # contiguous, as they come back from a file: products round by how matrices lie in memory
-        return values.clamp(min=0), vectors.to(self.dtype).contiguous()
-
     def _corrected(
         self,
         capture: Capture,
@@ -356,23 +366,26 @@ class KroneckerCurvature(LinearOperator):
     ) -> list[Tensor]:
         """Λ of every site, from the pieces of all rows, or from a pass over all or some of them."""
         corrections = Corrections(self.risk, capture.sites, vectors)
+        rows, form = self.risk, self._form
         if self._correcting is not None:
-            some = self.risk.with_rows(self.risk.rows.subset(self._correcting))
-            capture.over(some).visit(self._rooted.form(some), corrections.add)
-            self.passes += 1
-            return [total / some.n for total in corrections.totals]
+            rows = self.risk.with_rows(self.risk.rows.subset(self._correcting))
+            form = self._rooted.form(rows)
         if kept is None:
-            capture.visit(self._form, corrections.add)
+            visit(capture, rows, form, corrections.add)
             self.passes += 1
         for piece in kept or ():
             corrections.add(piece)
-        return [total / self.risk.n for total in corrections.totals]
+        if rows.cluster is not None:
+            rows.cluster.add(corrections.totals, "eigenvalues")
+        release_freed()
+        return [total.div_(rows.n) for total in corrections.totals]
 
     # --- all other blocks ------------------------------------------------------------------------
 
     def _unseen(self, rests: Sequence[Rest]) -> list[Block]:
         """Blocks of parameters that no hook sees, of C = RᵀR itself, from rows of R."""
-        most = CHUNK_BYTES / (2 * self._form.root_count * self.dtype.itemsize)
+        each = 2 * self._form.root_count * self.dtype.itemsize
+        most = self.risk.memory.chunk(CHUNK_BYTES) / each
         blocks: list[Block] = []
         for some in groups([one.size for one in rests], most) if rests else ():
             blocks += self._exact([rests[at] for at in some])
@@ -380,7 +393,7 @@ class KroneckerCurvature(LinearOperator):
 
     def _exact(self, rest: Sequence[Rest]) -> list[Block]:
         kind = wide(self.dtype, self.device)
-        risk = self.risk.restricted([name for one in rest for name in one.names])
+        risk = self.risk.mine().restricted([name for one in rest for name in one.names])
         places = [one.places(risk).to(self.device) for one in rest]
         sums: list[Tensor] = []
         for one in rest:
@@ -393,17 +406,18 @@ class KroneckerCurvature(LinearOperator):
                 own = r[:, at]
                 total += own.T @ own if one.kind == "dense" else own.square().sum(0)
         self.passes += 1
-        return [self._block(one, total) for one, total in zip(rest, sums, strict=True)]
+        if self.risk.cluster is not None:
+            self.risk.cluster.add(sums, "blocks without factors")
+        eigen = eigenvectors(
+            self.risk,
+            [(1, *total.shape) for total in sums],
+            lambda at: _checked(rest[at].name, sums[at])[None],
+        )
+        return [self._block(one, *own) for one, own in zip(rest, eigen, strict=True)]
 
-    def _block(self, rest: Rest, total: Tensor) -> Block:
-        """A block from its matrix or its diagonal."""
-        _check_finite(rest.name, total)
-        vectors, values = None, total
-        if rest.kind == "dense":
-            values, vectors = torch.linalg.eigh(total)
-            vectors = vectors[None].to(self.dtype).contiguous()  # (1, o, o)
-        values = values.clamp(min=0)[None, :, None].to(self.dtype)  # (1, o, 1)
-        operator = Rotated(vectors, None, values)
+    def _block(self, rest: Rest, values: Tensor, vectors: Tensor | None) -> Block:
+        """A block from the eigenvalues (1, o) and eigenvectors (1, o, o) of its matrix."""
+        operator = Rotated(vectors, None, values[:, :, None].to(self.dtype))  # (1, o, 1)
         return Block(rest.name, rest.kind, operator, lambda: rest.places(self.risk))
 
 
@@ -424,9 +438,10 @@ def _rows_to_correct(n: int, wanted: int | float | None, seed: int) -> list[int]
     return sorted(int(row) for row in chosen)
 
 
-def _check_finite(name: str, *factors: Tensor) -> None:
-    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+def _checked(name: str, factor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(factor).all()):
         raise ValueError(
             f"the curvature of {name} is not finite (NaN or inf): its inputs or derivatives are "
             "not, or overflow in this precision. Rescale the rows, or use a model in float64"
         )
+    return factor

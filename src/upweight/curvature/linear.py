@@ -145,9 +145,10 @@ def _dense(
         if own > ROW_BYTES:
             return None
         row_bytes = own + cotangents * risk.activation_bytes
+        least = risk.memory.chunk(CHUNK_BYTES) / SUMMED_ROWS
         try:
             with taps.installed():
-                for chunk in risk.chunks(max(row_bytes, CHUNK_BYTES / SUMMED_ROWS)):
+                for chunk in risk.chunks(max(row_bytes, least)):
                     add(taps, chunk, sums)
         except torch.OutOfMemoryError:
             raise

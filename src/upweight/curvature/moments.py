@@ -21,12 +21,19 @@ from upweight.risk import EmpiricalRisk
 if TYPE_CHECKING:
     from upweight.cluster import Cluster
 
-__all__ = ["Corrections", "Factors"]
+__all__ = ["Corrections", "Factors", "may_keep"]
 
 # Inputs and derivatives of all rows are kept for the eigenvalues if they need no more than this.
 KEPT_BYTES = 256 * 2**20
 # Gradients of single rows that are formed together stay below this many bytes.
 FORMED_BYTES = 32 * 2**20
+
+
+def may_keep(risk: EmpiricalRisk, numbers: tuple[int, int], roots: int) -> bool:
+    """Whether the pieces of all rows fit, from how many numbers ã and g have for one row."""
+    each = (numbers[0] + roots * numbers[1]) * risk.dtype.itemsize
+    share = slice(0, risk.n) if risk.cluster is None else risk.cluster.share(risk.n)
+    return (share.stop - share.start) * each <= risk.memory.chunk(KEPT_BYTES)
 
 
 class Factors:
@@ -62,7 +69,7 @@ class Factors:
                 self._bytes += a.numel() * a.itemsize
             _add_moment(self._g[at], g.flatten(0, 2))
             self._bytes += g.numel() * g.itemsize
-        if self._bytes > KEPT_BYTES:
+        if self._bytes > self.risk.memory.chunk(KEPT_BYTES):
             self.kept = None
         if self.kept is not None:
             self.kept.append(piece)
@@ -80,9 +87,20 @@ class Factors:
         ]
         return all(kept for _, kept in every)
 
-    def factors(self, at: int) -> tuple[Tensor, Tensor]:
-        """A (q, i, i) and G (q, o, o) of a site, or their diagonals."""
-        return self._a[at] / max(1, self._positions[at]), self._g[at] / self.risk.n
+    def release(self) -> None:
+        """Let go of all matrices."""
+        self._a, self._g = [], []
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """The shapes of A and G of every site, one after the other."""
+        return [tuple(x.shape) for pair in zip(self._a, self._g, strict=True) for x in pair]
+
+    def factor(self, at: int) -> Tensor:
+        """A (q, i, i) or G (q, o, o) of a site, or its diagonal: in the order of `sizes`."""
+        if at % 2:
+            return self._g[at // 2] / self.risk.n
+        return self._a[at // 2] / max(1, self._positions[at // 2])
 
 
 def _add_moment(total: Tensor, x: Tensor) -> None:
@@ -100,6 +118,7 @@ class Corrections:
         vectors: Sequence[tuple[Tensor | None, Tensor | None]],
     ) -> None:
         self._vectors = vectors
+        self._most = risk.memory.buffer(FORMED_BYTES)
         kind = wide(risk.dtype, risk.device)
         self.totals = [
             torch.zeros(site.groups, site.outputs, site.columns, dtype=kind, device=risk.device)
@@ -121,13 +140,13 @@ class Corrections:
                 h = y.square().sum(0)[:, :, 0].permute(1, 2, 0)  # (q, o, b)
                 total += h @ x.square()[:, :, 0].transpose(0, 1)
             else:
-                _add_squares(total, x, y)
+                _add_squares(total, x, y, self._most)
 
 
-def _add_squares(total: Tensor, x: Tensor, y: Tensor) -> None:
+def _add_squares(total: Tensor, x: Tensor, y: Tensor, most: int) -> None:
     """Add Σ_rows Σ_k (Σ_s y x)² for x (b, q, s, i) and y (k, b, q, s, o), some rows at once."""
     each = total.numel() * x.itemsize
-    rows = max(1, min(y.shape[1], FORMED_BYTES // each))
+    rows = max(1, min(y.shape[1], most // each))
     for start in range(0, y.shape[1], rows):
         right = x[start : start + rows]
         for left in y[:, start : start + rows]:

@@ -19,7 +19,7 @@ from upweight.shards import digest_batches
 from upweight.stream import load_tensors, save_tensors
 from upweight.version import __version__
 
-__all__ = ["load_operators", "save_blocks", "work_of"]
+__all__ = ["find_work", "load_operators", "save_blocks", "work_of"]
 
 DIGEST_ROWS = 256
 
@@ -41,6 +41,18 @@ def work_of(risk: EmpiricalRisk, settings: Mapping[str, Any]) -> dict[str, Any]:
         "version of upweight": __version__,
         **settings,
     }
+
+
+def find_work(
+    risk: EmpiricalRisk, settings: Mapping[str, Any], path: str | os.PathLike[str]
+) -> tuple[dict[str, Any], bool]:
+    """What factors depend on, and whether their file is there; in a cluster rank 0 looks."""
+    cluster = risk.cluster
+    if cluster is None:
+        return work_of(risk, settings), Path(path).exists()
+    found = [work_of(risk, settings), Path(path).exists()] if cluster.main else None
+    work, there = cluster.tell("the file of factors", found)
+    return work, there
 
 
 def save_blocks(

@@ -114,7 +114,9 @@ def _encoded(encode: Encoder, record: Mapping[str, Any], row: str) -> tuple[Enco
     try:
         return encode(record)
     except (ChatError, KeyError, ValueError) as error:
-        told = f"no {error}" if isinstance(error, KeyError) else str(error)
+        told = str(error)
+        if isinstance(error, KeyError):
+            told = f"expected keys as in the first row; it has {_listed(map(str, record))}"
         raise ValueError(f"row {row}: {told}") from error
 
 

@@ -195,8 +195,8 @@ def _of_the_rows(rows: TokenRows) -> Iterator[Finding]:
         "; ".join(
             told
             for count, told in (
-                (empty, f"{empty:,} rows have no token in the loss and score 0"),
-                (rows.cut, f"{rows.cut:,} rows are truncated"),
+                (empty, f"rows that have no token in the loss, and score 0: {empty:,}"),
+                (rows.cut, f"truncated rows: {rows.cut:,}"),
             )
             if count
         ),

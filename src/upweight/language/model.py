@@ -94,13 +94,14 @@ def load_model(
     ImportError
         If the packages of the extra ``hf`` are not there.
     FileNotFoundError, ValueError
-        If there is no such folder, it is no model of these kinds, weights are missing, or the
-        adapter does not fit; the message is one line.
+        If there is no such folder or device, it is no model of these kinds, weights are missing,
+        or the adapter does not fit; the message is one line.
     """
     hf = extra.transformers()
     folder = find_folder(path, "config.json", "a model")
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"expected dtype 'auto' or one of {', '.join(DTYPES)}; got {dtype!r}")
+    _check_device(device)
     config = read_json(folder / "config.json")
     if config.get("auto_map") and not trust_remote_code:
         custom = config.get("model_type") not in hf.CONFIG_MAPPING
@@ -142,6 +143,14 @@ def load_model(
     return Loaded(
         model, tokenizer, found, default_parameters(model, found), context_length(model, tokenizer)
     )
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"cannot use the device {str(device)!r}: {reason}") from error
 
 
 def context_length(model: Any, tokenizer: Any = None) -> int | None:

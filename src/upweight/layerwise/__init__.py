@@ -4,6 +4,7 @@ Nothing here forms a vector of all parameters for a row.
 """
 
 from upweight.layerwise.holding import Frames, Held, held_queries
+from upweight.layerwise.planning import LayerPlan, plan_layers
 from upweight.layerwise.scoring import (
     Source,
     against_rows,
@@ -20,6 +21,7 @@ __all__ = [
     "GradientStore",
     "Held",
     "LayerGradients",
+    "LayerPlan",
     "Precision",
     "Sides",
     "Source",
@@ -29,5 +31,6 @@ __all__ = [
     "factored_error",
     "held_queries",
     "own_influence",
+    "plan_layers",
     "write_gradients",
 ]

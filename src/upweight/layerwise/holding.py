@@ -14,17 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upweight.costs import Memory
 from upweight.curvature import KroneckerInverse
 from upweight.layerwise.checking import check_sides
 from upweight.layerwise.queries import Formed, Queries, Separable, Weighted
 from upweight.layerwise.separable import Split, split_weight
 from upweight.layerwise.sides import LayerGradients, Sides
+from upweight.meter import release_freed
 from upweight.risk import EmpiricalRisk
 
 __all__ = ["HELD_BYTES", "Frames", "Held", "held_queries"]
 
 # What the solved test rows of one pass over the training rows may take.
 HELD_BYTES = 2**30
+# Gradients of single test rows that are solved for together.
+FORMED_BYTES = 2**26
 # How many test rows of a group show what sums of products in place of weights cost.
 SHOWN = 4
 
@@ -81,13 +85,17 @@ def held_queries(
                     _plan(inverse, frames, at, side, test.n, train_rows)
                     for at, side in enumerate(sides)
                 ]
-                collected = _Collected(inverse, frames, plans, chunk.start + start)
+                collected = _Collected(inverse, frames, plans, chunk.start + start, test.n)
             stop = min(len(chunk), start + collected.room)
             collected.add([None if s is None else s.rows(slice(start, stop)) for s in sides])
             start = stop
             if collected.room == 0 or chunk.start + stop == test.n:
-                yield collected.finish()
-                collected = None
+                held, collected = collected.finish(), None
+                if start == len(chunk):
+                    sides = []
+                release_freed()
+                yield held
+                del held
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,11 @@ class Frames:
         )
 
 
+def rows_held(row_bytes: Sequence[int], memory: Memory) -> int:
+    """How many test rows meet the training rows in one pass, from what one takes of every block."""
+    return max(1, memory.queries(HELD_BYTES) // max(1, sum(row_bytes)))
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How the test rows of one block are held, and what one takes."""
@@ -145,21 +158,44 @@ def _plan(  # noqa: PLR0917
     formed_bytes = q * o * i * weight.itemsize
     if sides is None or sides.right is None or frames.formed[at]:
         return _Plan("formed", formed_bytes)
-    t = s = sides.positions
-    side_bytes = q * t * (o + i) * weight.itemsize
-    rotated = 0 if frames.turned else n * s * (o**2 + i**2)
-    # multiply-adds of a group, for all rows
-    formed = n * (m + s) * o * i + m * (t * o * i + 2 * o * i * (o + i))
-    weighted = rotated + n * m * s * o * i
+    s = sides.positions
     if inverse.factored is not None:
-        each = n * m * s * t * (o + i)
-        most = (min(formed, weighted) - rotated) / each
+        most = most_terms((q, o, i), s, m, n, turned=frames.turned)
         split = split_weight(frames.values[at], weight, most, inverse.factored)
         if split is not None:
-            return _Plan("separable", side_bytes, split)
-    if side_bytes < formed_bytes and weighted <= 1.25 * formed:
-        return _Plan("weighted", side_bytes)
-    return _Plan("formed", formed_bytes)
+            return _Plan("separable", q * s * (o + i) * weight.itemsize, split)
+    form, numbers = cheapest((q, o, i), s, m, n, turned=frames.turned)
+    return _Plan(form, numbers * weight.itemsize)
+
+
+def _operations(
+    shape: tuple[int, int, int], s: int, m: int, n: int, *, turned: bool
+) -> tuple[int, int, int]:
+    """Multiply-adds of a group for all rows: rotating them, and all of it by either form."""
+    _, o, i = shape
+    rotated = 0 if turned else n * s * (o**2 + i**2)
+    formed = n * (m + s) * o * i + m * (s * o * i + 2 * o * i * (o + i))
+    return rotated, formed, rotated + n * m * s * o * i
+
+
+def cheapest(
+    shape: tuple[int, int, int], s: int, m: int, n: int, *, turned: bool = False
+) -> tuple[Form, int]:
+    """The exact form for m test and n training rows with s positions, and its numbers per row."""
+    q, o, i = shape
+    _, formed, weighted = _operations(shape, s, m, n, turned=turned)
+    if s * (o + i) < o * i and weighted <= 1.25 * formed:
+        return "weighted", q * s * (o + i)
+    return "formed", q * o * i
+
+
+def most_terms(
+    shape: tuple[int, int, int], s: int, m: int, n: int, *, turned: bool = False
+) -> float:
+    """With how many terms a sum of products takes as long as the cheapest exact form."""
+    _, o, i = shape
+    rotated, formed, weighted = _operations(shape, s, m, n, turned=turned)
+    return (min(formed, weighted) - rotated) / (n * m * s * s * (o + i))
 
 
 @dataclass
@@ -170,12 +206,14 @@ class _Collected:
     frames: Frames
     plans: Sequence[_Plan]
     start: int
+    total: int  # m
     count: int = 0
     parts: list[list[Sides | Tensor]] = field(default_factory=lambda: [])
 
     def __post_init__(self) -> None:
         self.parts = [[] for _ in self.plans]
-        self._most = max(1, HELD_BYTES // max(1, sum(plan.row_bytes for plan in self.plans)))
+        self._memory = self.inverse.curvature.risk.memory
+        self._most = rows_held([plan.row_bytes for plan in self.plans], self._memory)
 
     @property
     def room(self) -> int:
@@ -184,18 +222,32 @@ class _Collected:
 
     def add(self, sides: Sequence[Sides | None]) -> None:
         """Solve for some rows, or keep what is needed for that."""
+        before = self.count
         self.count += next((len(s) for s in sides if s is not None), 0)
         for at, (plan, own) in enumerate(zip(self.plans, sides, strict=True)):
             if own is None:
                 # a layer may be left out for some rows, which then have no gradient there
                 continue
-            rotated = own.rotated(*self.frames.bases[at])
-            if plan.form != "formed":
-                self.parts[at].append(rotated)
+            if plan.form == "formed":
+                self._solve(at, own, before)
                 continue
-            solved = rotated.formed() * self.frames.weights[at]
-            back = self.inverse.block(at).back
-            self.parts[at].append(solved if self.frames.turned else back(solved))
+            self.parts[at].append(own.rotated(*self.frames.bases[at]))
+
+    def _solve(self, at: int, own: Sides, start: int) -> None:
+        """Set what is held of rows from `start` on, some at a time."""
+        weight, back = self.frames.weights[at], self.inverse.block(at).back
+        if not self.parts[at]:
+            count = min(self._most, self.total - self.start)
+            # a layer may be left out for some rows
+            self.parts[at].append(weight.new_zeros(count, *weight.shape))
+        (values,) = self.parts[at]
+        assert isinstance(values, Tensor)
+        some = max(1, self._memory.buffer(FORMED_BYTES) // max(1, weight.nbytes))
+        for first in range(0, len(own), some):
+            rows = own.rows(slice(first, first + some))
+            solved = rows.rotated(*self.frames.bases[at]).formed() * weight
+            place = values[start + first : start + first + len(rows)]
+            place.copy_(solved if self.frames.turned else back(solved))
 
     def finish(self) -> Held:
         """The group."""
@@ -212,8 +264,9 @@ class _Collected:
             return None
         self.parts[at] = []
         if plan.form == "formed":
-            values = [part for part in parts if isinstance(part, Tensor)]
-            return Formed(values[0] if len(values) == 1 else torch.cat(values), self._bases(at))
+            (values,) = parts
+            assert isinstance(values, Tensor)
+            return Formed(values, self._bases(at))
         left, right = _joined([part for part in parts if isinstance(part, Sides)])
         if plan.split is not None:
             return Separable(left, right, plan.split.u, plan.split.v, self._bases(at))

@@ -108,6 +108,7 @@ def against_rows(
             block = _summed(held.queries, sides, own, m)
             check_scores(block, first)
             yield columns, at, block.to(train.dtype)
+        del sides  # before the next are made
 
 
 def _summed(
@@ -152,6 +153,7 @@ def own_influence(rows: Source, frames: Frames) -> Tensor:
                 turned = own if frames.turned else own.rotated(*bases)
                 total += _weighted_squares(turned, weight)
         parts.append(total)
+        del sides, own, turned
     return torch.cat(parts)
 
 

@@ -116,7 +116,9 @@ class LayerGradients:
             return
         try:
             for chunk, piece in self._capture.pieces(self._form, row_bytes + rest):
-                yield chunk, [*self._by_hooks(piece), *self._by_autodiff(chunk)]
+                found = [[*self._by_hooks(piece), *self._by_autodiff(chunk)]]
+                del piece
+                yield chunk, found.pop()  # the caller alone has them, and may let them go
         except DeclinedCallError as declined:
             raise ValueError(
                 f"some rows go another way through the model than those of fit(): {declined}. "

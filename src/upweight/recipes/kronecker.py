@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from upweight.operator import Diagonal, LinearOperator
 
 __all__ = ["EKFAC", "KFAC", "KroneckerFactors"]
 
+KINDS = ("kronecker", "dense", "diagonal")
 FisherKind = Literal["exact", "sampled", "empirical"]
 
 
@@ -116,7 +118,8 @@ class EKFAC(_Kronecker):
         As for `KFAC`.
     correction_rows
         The number, or the share below 1, of rows at random that the eigenvalues are computed from;
-        default: all. They are means of squares, for which some hundred rows do.
+        default: all. They are means of squares over rows: how many do depends on how much rows
+        differ, and another seed shows it.
 
     References
     ----------
@@ -190,9 +193,12 @@ class KroneckerFactors:
         certificate.coverage = kronecker.coverage
         certificate.products = products_spent(self.exact)
         certificate.facts["passes over the rows"] = kronecker.passes
-        for kind, share in kronecker.shares.items():
-            if 0.0 < share < 1.0:
-                certificate.facts[f"parameters in {kind} blocks"] = f"{100 * share:.1f} %"
+        counts = Counter[str]()
+        for block in kronecker.blocks:
+            counts[block.kind] += block.parameters
+        if len(counts) > 1:
+            for kind, count in sorted(counts.items(), key=lambda item: KINDS.index(item[0])):
+                certificate.facts[f"parameters in {kind} blocks"] = f"{count:,}"
         for note in kronecker.notes:
             certificate.note(note)
         solve = self.kronecker.inverse(damping, relative=self.relative, factored=self.factored)

@@ -67,7 +67,7 @@ def doctor(
     """
     with needs_extra():
         from upweight.language import examine, load_model
-        from upweight.report.trace_run import read_for
+        from upweight.report.trace_run import read_told
 
         loaded = load_model(
             model,
@@ -78,7 +78,7 @@ def doctor(
         )
         limits = {"max_length": max_length, "truncate": truncate}
         keys = {"text": text, "label": label}
-        rows = None if data is None else read_for(loaded, data, **limits, **keys)
+        rows = None if data is None else read_told(loaded, str(data), **limits, **keys)
         findings = examine(loaded, rows)
     _print(findings)
     if any(finding.state == "fail" for finding in findings):

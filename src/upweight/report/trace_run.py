@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from upweight.language import (
 )
 from upweight.methods import Influence
 from upweight.recipes import EKFAC
+from upweight.report.audit_text import counted
 from upweight.scores import Scores
 from upweight.stream import atomic_write
 from upweight.version import __version__
@@ -38,7 +40,7 @@ __all__ = [
     "finish_folder",
     "is_trace",
     "prepare",
-    "read_for",
+    "read_told",
     "run",
     "start_folder",
 ]
@@ -123,7 +125,7 @@ class Prepared:
 
 def _told_rows(rows: TokenRows) -> str:
     counts = rows.loss_tokens
-    told = f"{len(rows):,} rows, {rows.tokens:,} tokens"
+    told = f"{counted(len(rows), 'row')}, {counted(rows.tokens, 'token')}"
     if rows.task == "causal":
         told += f" ({int(counts.sum()):,} in the loss)"
     told += f", the longest {rows.length:,}"
@@ -211,33 +213,36 @@ def prepare(settings: TraceSettings) -> Prepared:
 
 
 def _read(settings: TraceSettings, loaded: Loaded, path: str, *, queries: bool) -> TokenRows:
+    return read_told(
+        loaded,
+        path,
+        max_length=settings.max_length,
+        truncate=settings.truncate,
+        text=settings.text,
+        label=settings.label,
+        queries=queries,
+    )
+
+
+def read_told(loaded: Loaded, path: str, **options: Any) -> TokenRows:
+    """Rows of a file as a model takes them: `read_rows` with what the model tells.
+
+    Errors begin with the path.
+    """
+    config = loaded.model.config
     try:
-        return read_for(
-            loaded,
+        return read_rows(
             path,
-            max_length=settings.max_length,
-            truncate=settings.truncate,
-            text=settings.text,
-            label=settings.label,
-            queries=queries,
+            loaded.tokenizer,
+            task=loaded.task,
+            context=loaded.context,
+            labels=getattr(config, "label2id", None),
+            pad=getattr(config, "pad_token_id", None),
+            **options,
         )
     except (ValueError, TypeError) as error:
         told = str(error)
         raise ValueError(told if told.startswith(path) else f"{path}: {told}") from error
-
-
-def read_for(loaded: Loaded, data: Any, **options: Any) -> TokenRows:
-    """Rows of a file as a model takes them: `read_rows` with what the model tells."""
-    config = loaded.model.config
-    return read_rows(
-        data,
-        loaded.tokenizer,
-        task=loaded.task,
-        context=loaded.context,
-        labels=getattr(config, "label2id", None),
-        pad=getattr(config, "pad_token_id", None),
-        **options,
-    )
 
 
 # ---- the folder ----------------------------------------------------------------------------------
@@ -259,13 +264,21 @@ def start_folder(settings: TraceSettings, folder: Path, *, restart: bool = False
 
     Raises
     ------
-    FileExistsError
-        If something else is there.
+    FileExistsError, OSError
+        If something else is there, or it cannot be written.
     """
     if folder.exists() and not is_trace(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists and is no folder of upweight trace: choose another --out"
         )
+    try:
+        _start(settings, folder, restart)
+    except OSError as error:
+        told = f"cannot write to {folder} ({error.strerror or error}): choose another --out"
+        raise OSError(told) from error
+
+
+def _start(settings: TraceSettings, folder: Path, restart: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if restart or (folder / REPORT).exists():
         (folder / FACTORS).unlink(missing_ok=True)
@@ -315,8 +328,9 @@ def run(prepared: Prepared, folder: Path) -> TraceResult:
         If what is left of a run that was stopped is of other work.
     """
     influence, train, queries = prepared.influence, prepared.train, prepared.queries
-    influence.fit(train, factors=folder / FACTORS)
-    scores = influence.scores(queries, to=folder / "scores")
+    with _or_anew(folder):
+        influence.fit(train, factors=folder / FACTORS)
+        scores = influence.scores(queries, to=folder / "scores")
     rows = _rows(train, scores)
     top = _top(train, queries, scores, prepared.settings.k)
     highlights = _highlights(influence, train, queries, top)
@@ -325,6 +339,20 @@ def run(prepared: Prepared, folder: Path) -> TraceResult:
     with atomic_write(folder / "top.parquet") as path:
         top.to_parquet(path)
     return TraceResult(prepared, scores, rows, top, influence.certificate.notes, highlights)
+
+
+@contextmanager
+def _or_anew(folder: Path) -> Generator[None]:
+    """Say how to begin anew where what an earlier run has left in the folder is refused."""
+    try:
+        yield
+    except ValueError as error:
+        if str(folder) not in str(error):
+            raise
+        raise ValueError(
+            f"an earlier run was stopped here, with other work: {error}. To begin anew in this "
+            "folder: --restart"
+        ) from error
 
 
 def _rows(train: TokenRows, scores: Scores) -> pd.DataFrame:

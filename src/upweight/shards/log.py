@@ -1,4 +1,4 @@
-"""A file of lines that are whole or do not count, whenever the process ends."""
+"""Files of lines that are whole or do not count, whenever the process ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from typing import Any
 
 from upweight.shards.disk import append, sync
 
-__all__ = ["append_log", "read_log"]
+__all__ = ["append_log", "log_name", "logs", "read_log"]
+
+
+def log_name(writer: int) -> str:
+    """The log of one of several writers, who each have their own."""
+    return "done.log" if writer == 0 else f"done.{writer}.log"
+
+
+def logs(folder: Path) -> list[Path]:
+    """All that are there."""
+    return sorted(folder.glob("done*.log"))
 
 
 def append_log(path: Path, entry: Mapping[str, Any]) -> None:

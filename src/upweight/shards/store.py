@@ -2,7 +2,8 @@
 
 While it is written, ``.NAME.partial`` lies beside its place. In it are the array (``result``), what
 it is of (``work.json``), and a line with a checksum for every part that is on disk (``done.log``).
-What has no line does not count. At the end ``result`` takes the name in one step.
+What has no line does not count. At the end ``result`` takes the name in one step. Several processes
+may write shards of their own, each with its own log; the first of them does everything else.
 
 Letters: m test rows, n training rows. A shard is a slice of the training rows, as wide as a chunk
 of the zarr array; a part is what a group of test rows has in one shard. The lines of a chunk lie
@@ -30,7 +31,8 @@ import torch
 from torch import Tensor
 
 from upweight.shards import disk
-from upweight.shards.log import append_log, read_log
+from upweight.shards.log import append_log, log_name, logs, read_log
+from upweight.shards.writers import Writers
 
 __all__ = ["ShardStore", "refuse_existing", "sizes"]
 
@@ -42,7 +44,7 @@ GRADIENT_NUMBERS = 2**31
 # Numbers of a part, which is in memory until it is whole.
 HELD_NUMBERS = 2**25
 
-WORK, LOG, RESULT, LOCK = "work.json", "done.log", "result", "lock"
+WORK, RESULT, LOCK = "work.json", "result", "lock"
 WAYS_OUT = "remove it, start anew with resume=False, or choose another path"
 
 Part = tuple[int, int, int]  # first and last + 1 of the test rows, number of the shard
@@ -93,11 +95,15 @@ class ShardStore:
         same.
     resume
         False: begin anew, whatever is there.
+    writers
+        The processes that write it together; None for one alone. Only `work` of the first counts.
 
     Attributes
     ----------
     shards
         Consecutive slices of the training rows.
+    mine
+        The numbers of those that this process writes.
     result
         The folder that will take the name `path`; more files may be put there before `finish`.
     notes
@@ -136,6 +142,7 @@ class ShardStore:
         work: Mapping[str, Any],
         *,
         resume: bool = True,
+        writers: Writers | None = None,
     ) -> None:
         self.path = Path(path)
         self.partial = self.path.with_name(f".{self.path.name}.partial")
@@ -153,16 +160,24 @@ class ShardStore:
         self._filled = 0
         self._lock = disk.locked(self.partial / LOCK, f"another process is writing {self.path}")
         self._ours = self._finished = False
+        self.mine = frozenset(range(len(self.shards)))
+        self._writers = writers
+        self._first = writers is None or writers.rank == 0
+        self._log = self.partial / log_name(0 if writers is None else writers.rank)
 
     # --- open and close --------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        if not self._first:
+            self._join()
+            return self
         refuse_existing(self.path)
         with self.telling():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.__enter__()
         try:
             self._open()
+            self._join()
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -174,7 +189,11 @@ class ShardStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        remove = self._finished or (kind is not None and self._ours and not self._records)
+        if not self._first:
+            return
+        others = any(log.stat().st_size for log in logs(self.partial) if log != self._log)
+        empty = not (self._records or others)
+        remove = self._finished or (kind is not None and self._ours and empty)
         remove |= self.partial.is_dir() and os.listdir(self.partial) == [LOCK]
         windows = sys.platform == "win32"  # removes no file that is open, as the lock is
         if remove and not windows:
@@ -190,7 +209,7 @@ class ShardStore:
             self._compare(there)
             self._ours = True
             with disk.telling(f"{self.partial} cannot be read"):
-                for entry in read_log(self.partial / LOG):
+                for entry in (entry for log in logs(self.partial) for entry in read_log(log)):
                     start, stop = entry["rows"]
                     if "note" in entry:
                         self.notes[start, stop] = entry["note"]
@@ -204,6 +223,31 @@ class ShardStore:
         if there is None:
             with self.telling():
                 self._create()
+
+    def _join(self) -> None:
+        """Let all writers know what is on disk, and share what is not."""
+        if self._writers is None:
+            return
+        notes = [(*key, note) for key, note in self.notes.items()]
+        there = [(*part, digest) for part, digest in self._records.items()]
+        there, notes = self._writers.tell(f"parts of {self.path} on disk", [there, notes])
+        self._records = {(start, stop, at): digest for start, stop, at, digest in there}
+        self.notes = {(start, stop): note for start, stop, note in notes}
+        lines = [float(self.shape[0]) for _ in self.shards]
+        for start, stop, at in self._records:
+            lines[at] -= stop - start
+        owners = self._writers.assign(lines)
+        self.mine = frozenset(at for at, who in enumerate(owners) if who == self._writers.rank)
+
+    def collect(self) -> None:
+        """Wait until all writers have done their parts; their notes are here then."""
+        if self._writers is None:
+            return
+        notes = [(*key, note) for key, note in self.notes.items()]
+        every = self._writers.meet(f"parts of {self.path}", [sorted(self._covered), notes])
+        for covered, notes in every:
+            self._covered |= {(start, stop, at) for start, stop, at in covered}
+            self.notes |= {(start, stop): note for start, stop, note in notes}
 
     def _read_work(self) -> dict[str, Any] | None:
         try:
@@ -232,7 +276,7 @@ class ShardStore:
             )
 
     def _clear(self) -> None:
-        own = {WORK, LOG, RESULT, LOCK, f"{WORK}.new"}
+        own = {WORK, RESULT, LOCK, f"{WORK}.new", *(log.name for log in logs(self.partial))}
         foreign = sorted(e.name for e in self.partial.iterdir() if e.name not in own)
         if foreign:
             (self.partial / LOCK).unlink()
@@ -241,7 +285,8 @@ class ShardStore:
                 "it, or choose another path"
             )
         (self.partial / WORK).unlink(missing_ok=True)  # first: without it nothing else counts
-        (self.partial / LOG).unlink(missing_ok=True)
+        for log in logs(self.partial):
+            log.unlink(missing_ok=True)
         if self.result.exists():
             shutil.rmtree(self.result)
 
@@ -287,21 +332,23 @@ class ShardStore:
         return self._width * math.prod(self.shape[2:]) * self._dtype.itemsize
 
     def done(self, rows: slice, shard: slice) -> bool:
-        """Whether this part is on disk."""
+        """Whether this part is on disk, or for another process to write."""
+        if shard.start // self._width not in self.mine:
+            return True
         part = (rows.start, rows.stop, shard.start // self._width)
         if part in self._records:
             self._covered.add(part)
         return part in self._records
 
     def missing(self, rows: slice) -> int:
-        """In how many shards these test rows have no part on disk."""
+        """In how many shards of this process these test rows have no part on disk."""
         start, stop = rows.start, rows.stop
-        return sum((start, stop, at) not in self._records for at in range(len(self.shards)))
+        return sum((start, stop, at) not in self._records for at in self.mine)
 
     def note(self, rows: slice, note: Mapping[str, Any]) -> None:
         """Keep something about a group of test rows."""
         with self.telling():
-            append_log(self.partial / LOG, {"rows": [rows.start, rows.stop], "note": dict(note)})
+            append_log(self._log, {"rows": [rows.start, rows.stop], "note": dict(note)})
         self.notes[rows.start, rows.stop] = dict(note)
 
     def write(self, rows: slice, columns: slice, block: Tensor) -> None:
@@ -345,7 +392,7 @@ class ShardStore:
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         start, stop, shard = part
         record = {"rows": [start, stop], "shard": shard, "blake2b": digest}
-        append_log(self.partial / LOG, record)
+        append_log(self._log, record)
         self._records[part] = digest
         self._covered.add(part)
 

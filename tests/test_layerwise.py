@@ -402,3 +402,35 @@ def test_factors_of_other_work_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match="damaged"):
         fit()
+
+
+# --- padding -----------------------------------------------------------------------------------
+
+
+def test_padding_counts_nowhere() -> None:
+    """Rows of tokens have the same curvature and scores however far they are padded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Embedding(6, 4), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6)
+        model = nn.Sequential(*layers).double()
+        tokens = torch.randint(6, (7, 4))
+        labels = torch.randint(6, (7, 4))
+    lengths = torch.tensor([4, 1, 2, 4, 3, 2, 4])
+    labels[torch.arange(4) >= lengths[:, None]] = -100
+    labels[0, 0] = labels[4, 1] = -100  # a prompt
+
+    def fit(pad: int, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        rows = F.pad(tokens, (0, pad)), F.pad(labels, (0, pad), value=-100)
+        recipe = uw.EKFAC(fisher="empirical", other="diagonal")
+        influence = uw.Influence(
+            model, uw.TokenLoss(), recipe, damping=0.1, batch_size=batch_size
+        ).fit(rows)
+        inner: Any = influence.inverse
+        assert not any("Padding" in note for note in influence.certificate.notes)
+        return inner.inner.dense(), influence.scores(rows).values
+
+    dense, values = fit(0)
+    for pad, batch_size in ((0, 2), (1, None), (5, 3)):
+        other, others = fit(pad, batch_size)
+        close(other, dense)
+        close(others, values)

@@ -273,7 +273,7 @@ def _activation_bytes(model: FunctionalModel, theta: Any, batch: Any) -> float:
 def check_rows(risk: EmpiricalRisk) -> Tensor:
     """ℓ_i for every row, (n,); the first row that is at fault is named."""
     losses: list[Tensor] = []
-    with risk.model.evaluating():
+    with risk.model.evaluating(twice=False):
         theta = risk.model.parameters()
         for chunk in risk.chunks():
             positions = range(chunk.start, chunk.stop)

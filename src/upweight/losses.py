@@ -223,6 +223,14 @@ class TokenLoss(nn.Module):
         there = labels != self.ignore_index
         return F.pad(there[:, 1:], (0, 1)) if self.shift else there
 
+    def active(self, labels: Tensor) -> Tensor:
+        """Which positions come no later than the last label of their row, (b, t).
+
+        Those behind it are padding: in a model that looks back they have no part in the loss.
+        """
+        there = self.labelled(labels).int()
+        return there.flip(1).cummax(1).values.flip(1).bool()
+
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         if logits.ndim != 3 or labels.shape != logits.shape[:2]:
             raise ValueError(

@@ -44,16 +44,18 @@ class Piece:
     """A chunk of rows with some of its roots: ã (b, s, q, i) and g (k, b, s, q, o) per site.
 
     A site without a call has None, one of an embedding alone its tokens in place of ã. `first`
-    marks the first piece with these ã; those of a mixed site are others in every piece.
+    marks the first piece with these ã; those of a mixed site are others in every piece. `active`
+    marks positions (b, t) of the output that are no padding; None where the loss knows of none.
     """
 
     inputs: list[Tensor | OneHot | None]
     slopes: list[Tensor | None]
     first: bool
+    active: Tensor | None = None
 
     def part(self, sites: slice) -> Piece:
         """Of some of the sites."""
-        return Piece(self.inputs[sites], self.slopes[sites], self.first)
+        return Piece(self.inputs[sites], self.slopes[sites], self.first, self.active)
 
 
 class Capture:
@@ -167,6 +169,8 @@ class Capture:
         b = len(chunk)
         output, calls = self._hooks.run(self.risk.model.parameters(), chunk.batch, b)
         roots = form.roots(chunk, output.detach()).transpose(0, 1)  # (K, b, *o)
+        find = getattr(self.risk.loss, "active", None)
+        active: Tensor | None = None if find is None else find(self.risk.target(chunk.batch))
         inputs: list[Tensor | OneHot | None] | None = None
         left = roots.shape[0]
         for some in roots.split(together):
@@ -179,7 +183,7 @@ class Capture:
             own, slopes = self._joined(calls, pulled, b, inputs)
             del pulled
             self._check_finite(chunk, own if first else [], slopes)
-            found = [Piece(own, slopes, first)]
+            found = [Piece(own, slopes, first, active)]
             del own, slopes
             if left == 0:
                 calls, inputs = [], []
@@ -293,7 +297,7 @@ class Capture:
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            size = min(tensor.nbytes, storage.nbytes())  # of a view of all rows, or of repeated ones
+            size = min(tensor.nbytes, storage.nbytes())  # a view of all rows, or of repeated ones
             kept[storage.data_ptr()] = max(size, kept.get(storage.data_ptr(), 0))
             held.append(tensor)
             return tensor

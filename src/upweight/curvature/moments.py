@@ -63,9 +63,13 @@ class Factors:
                 continue
             assert isinstance(a, Tensor)
             if piece.first:
-                _add_moment(self._a[at], a.flatten(0, 1))
-                self._positions[at] += a.shape[0] * a.shape[1]
-                self.lengths[at].add(a.shape[1])
+                counted = _counted(a, piece.active)
+                _add_moment(self._a[at], a.flatten(0, 1) if counted is None else a[counted])
+                if counted is None:
+                    self._positions[at] += a.shape[0] * a.shape[1]
+                    self.lengths[at].add(a.shape[1])
+                else:
+                    self._positions[at] += int(counted.sum())
                 self._bytes += a.numel() * a.itemsize
             _add_moment(self._g[at], g.flatten(0, 2))
             self._bytes += g.numel() * g.itemsize
@@ -101,6 +105,13 @@ class Factors:
         if at % 2:
             return self._g[at // 2] / self.risk.n
         return self._a[at // 2] / max(1, self._positions[at // 2])
+
+
+def _counted(a: Tensor, active: Tensor | None) -> Tensor | None:
+    """Which positions (b, s) of ã count, where those of the output are those of all calls."""
+    if active is None or a.shape[1] % active.shape[1]:
+        return None
+    return active.repeat(1, a.shape[1] // active.shape[1])
 
 
 def _add_moment(total: Tensor, x: Tensor) -> None:

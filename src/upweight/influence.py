@@ -108,7 +108,7 @@ def influence_blocks(
 
 def _source(inner: KroneckerInverse, train: EmpiricalRisk | GradientStore, piece: slice) -> Source:
     if isinstance(train, GradientStore):
-        return train.part(piece)
+        return train.part(piece).on(inner.device)
     return LayerGradients(inner.curvature, _only_rows(train, piece))
 
 
@@ -144,7 +144,7 @@ def _certify(inverse: Any, test: EmpiricalRisk) -> None:
     if count and 4 * row_bytes > test.memory.queries(0):
         count = 0
         if certificate is not None:
-            certificate.note("no residual measured: a vector of all parameters is large for memory=")
+            certificate.note("no residual measured: vectors of all parameters exceed memory=")
     if count:
         chosen = torch.linspace(0, test.n - 1, count).round().long().tolist()
         few = test.with_rows(test.rows.subset(chosen))
@@ -260,7 +260,7 @@ def self_influence(inverse: LinearOperator, rows: EmpiricalRisk | GradientStore)
     """g_iᵀ (C + λI)⁻¹ g_i for every row, (n,)."""
     inner = _by_layers(inverse)
     if inner is not None and isinstance(rows, GradientStore):
-        return own_influence(rows, rows.frames(inner))
+        return own_influence(rows.on(inner.device), rows.frames(inner))
     if isinstance(rows, GradientStore):
         raise TypeError("a store of gradients is for the methods EKFAC and KFAC; pass rows")
     if inner is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from upweight.curvature import KroneckerCurvature
-from upweight.layerwise.checking import check_scores, check_sides
+from upweight.layerwise.checking import check_scores
 from upweight.layerwise.holding import SHOWN, Frames, Held
 from upweight.layerwise.queries import Formed, Queries, block_bytes
 from upweight.layerwise.sides import Sides
@@ -53,7 +53,7 @@ class Source(Protocol):
         """In which scores come out."""
         ...
 
-    def chunks(self, row_bytes: float = 0.0) -> Iterator[tuple[Span, list[Sides | None]]]:
+    def chunks(self, row_bytes: float = 0.0) -> Iterator[tuple[Span, Sequence[Sides | None]]]:
         """All rows in order, with the sides of every block."""
         ...
 
@@ -105,23 +105,26 @@ def against_rows(
         first = start + chunk.start
         columns = slice(first, start + chunk.stop)
         for at, own in enumerate([range(len(sides))] if blocks is None else blocks):
-            block = _summed(held.queries, sides, own, m)
+            block = _summed(held.queries, sides, own, (m, chunk.stop - chunk.start))
             check_scores(block, first)
             yield columns, at, block.to(train.dtype)
         del sides  # before the next are made
 
 
 def _summed(
-    queries: Sequence[Queries | None], sides: Sequence[Sides | None], own: Sequence[int], m: int
+    queries: Sequence[Queries | None],
+    sides: Sequence[Sides | None],
+    own: Sequence[int],
+    shape: tuple[int, int],
 ) -> Tensor:
     """Σ over some blocks, (m, b)."""
-    b, device = next((len(s), s.left.device) for s in sides if s is not None)
-    total = torch.zeros(m, b, dtype=torch.float64, device=device)
+    total: Tensor | None = None
     for h in own:
         query, rows = queries[h], sides[h]
         if query is not None and rows is not None:
-            total += query.scores(rows)
-    return total
+            part = query.scores(rows).double()
+            total = part if total is None else total.add_(part)
+    return torch.zeros(shape, dtype=torch.float64) if total is None else total
 
 
 def factored_error(held: Held, train: Source) -> float | None:
@@ -132,10 +135,11 @@ def factored_error(held: Held, train: Source) -> float | None:
     if held.exact is None:
         return None
     wrong, whole = 0.0, 0.0
-    for _, sides in train.first(SHOWN_ROWS).chunks():
+    for chunk, sides in train.first(SHOWN_ROWS).chunks():
         every, m = range(len(sides)), held.rows.stop - held.rows.start
-        exact = _summed(held.exact, sides, every, min(SHOWN, m))
-        got = _summed(held.queries, sides, every, m)[: len(exact)]
+        b = chunk.stop - chunk.start
+        exact = _summed(held.exact, sides, every, (min(SHOWN, m), b))
+        got = _summed(held.queries, sides, every, (m, b))[: len(exact)]
         wrong += float((got - exact).square().sum())
         whole += float(exact.square().sum())
     return (wrong / whole) ** 0.5 if whole else 0.0
@@ -145,15 +149,15 @@ def own_influence(rows: Source, frames: Frames) -> Tensor:
     """∇ℓ_iᵀ (C + λI)⁻¹ ∇ℓ_i for every row, (n,)."""
     parts: list[Tensor] = []
     for chunk, sides in rows.chunks():
-        check_sides(sides, chunk.start, "training")
-        b, device = next((len(s), s.left.device) for s in sides if s is not None)
+        b, device = chunk.stop - chunk.start, frames.weights[0].device
         total = torch.zeros(b, dtype=torch.float64, device=device)
         for own, bases, weight in zip(sides, frames.bases, frames.weights, strict=True):
             if own is not None:
                 turned = own if frames.turned else own.rotated(*bases)
                 total += _weighted_squares(turned, weight)
+        check_scores(total[None], chunk.start)
         parts.append(total)
-        del sides, own, turned
+        del sides  # before the next are made
     return torch.cat(parts)
 
 

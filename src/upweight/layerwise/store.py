@@ -1,7 +1,8 @@
 """Gradients of training rows on disk, so that later questions need no pass through the model.
 
-A store holds, for every block, what meets a test row: the sides (s·(o + i) numbers a row) or the
-gradient itself (o·i numbers), whichever is smaller, in the eigenbasis of the curvature. With `rank`
+A store holds, for every block, what meets a test row, in the eigenbasis of the curvature: the
+gradient itself (o·i numbers a row), or the sides (s·(o + i)) where they are less than half of it,
+since they have to be multiplied out for every question. With `rank`
 only the leading eigenvectors of each side are kept, which is a projection of the gradients onto the
 directions that the data has most of.
 
@@ -11,11 +12,12 @@ Letters: n rows, b rows in a chunk, q groups, s positions, o outputs and i colum
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -96,6 +98,7 @@ class GradientStore:
         self.rank: int | None = meta["rank"]
         self.kept = float(meta["kept"])
         self._rows = slice(0, len(self.names))
+        self._device = torch.device("cpu")
         self._layouts = [
             _Layout(one["name"], one["formed"], tuple(one["shape"])) for one in meta["blocks"]
         ]
@@ -127,7 +130,8 @@ class GradientStore:
                     f"{path} has {size} bytes, expected {int(np.prod(whole)) * kind.itemsize}: the "
                     "store is damaged. Write it again"
                 )
-            found[part] = np.memmap(path, dtype=kind, mode="r", shape=whole)
+            # "c": private to this process. What may not be written to, torch takes with a warning
+            found[part] = np.memmap(path, dtype=kind, mode="c", shape=whole)
         return found
 
     def frames(self, inverse: KroneckerInverse) -> Frames:
@@ -157,26 +161,31 @@ class GradientStore:
         other.names = self.names[rows]
         return other
 
-    def chunks(self, row_bytes: float = 0.0) -> Iterator[tuple[Span, list[Sides | None]]]:
-        """All rows in order, with the sides of every block."""
-        numbers = sum(int(np.prod(s)) for one in self._layouts for s in one.files.values())
-        own = 2.0 * numbers * self.dtype.itemsize
+    def on(self, device: torch.device) -> GradientStore:
+        """The same, with sides on another device."""
+        other = object.__new__(GradientStore)
+        other.__dict__.update(self.__dict__)
+        other._device = device
+        return other
+
+    def chunks(self, row_bytes: float = 0.0) -> Iterator[tuple[Span, Sequence[Sides | None]]]:
+        """All rows in order, with the sides of every block, read one block at a time."""
+        largest = max(sum(map(math.prod, one.files.values())) for one in self._layouts)
+        own = 3.0 * largest * self.dtype.itemsize
         size = max(1, int(CHUNK_BYTES / (own + row_bytes)))
         for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            at = slice(self._rows.start + start, self._rows.start + stop)
-            yield (
-                Span(start, stop),
-                [
-                    layout.sides({part: self._read(rows, at) for part, rows in maps.items()})
-                    for layout, maps in zip(self._layouts, self._maps, strict=True)
-                ],
-            )
+            span = Span(start, min(start + size, len(self)))
+            yield span, _Stored(self, span)
 
-    def _read(self, rows: np.ndarray, at: slice) -> Tensor:
+    def read(self, block: int, rows: Span) -> Sides:
+        """The sides of one block."""
         kind = KINDS[self.meta["precision"]][1]
-        # a copy: what is mapped may not be written to, and torch warns of it
-        return torch.from_numpy(np.array(rows[at])).view(kind).to(self.dtype)
+        at = slice(self._rows.start + rows.start, self._rows.start + rows.stop)
+        parts = {
+            part: torch.from_numpy(stored[at]).view(kind).to(self._device, self.dtype)
+            for part, stored in self._maps[block].items()
+        }
+        return self._layouts[block].sides(parts)
 
     def __repr__(self) -> str:
         rank = "" if self.rank is None else f", rank {self.rank} ({100 * self.kept:.1f} % kept)"
@@ -184,6 +193,29 @@ class GradientStore:
             f"<GradientStore of {len(self)} rows at {self.path}: {self.nbytes / 2**20:,.1f} MiB in "
             f"{self.meta['precision']}{rank}>"
         )
+
+
+class _Stored(Sequence["Sides | None"]):
+    """The blocks of some rows, each read when it is asked for."""
+
+    def __init__(self, store: GradientStore, rows: Span) -> None:
+        self._store, self._rows = store, rows
+
+    def __len__(self) -> int:
+        return len(self._store.meta["blocks"])
+
+    @overload
+    def __getitem__(self, at: int) -> Sides: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Sides]: ...
+
+    def __getitem__(self, at: int | slice) -> Sides | list[Sides]:
+        if isinstance(at, slice):
+            return [self[index] for index in range(len(self))[at]]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        return self._store.read(at, self._rows)
 
 
 def write_gradients(
@@ -284,7 +316,7 @@ class _Writer:
         for at, (block, own) in enumerate(zip(inverse.curvature.blocks, sides, strict=True)):
             q, o, i = frames.weights[at].shape
             s = 1 if own is None else own.positions
-            formed = own is None or own.right is None or q * o * i <= q * s * (o + i)
+            formed = own is None or own.right is None or o * i <= 2 * s * (o + i)
             layout = _Layout(block.name, formed, (q, s, o, i))
             self._layouts.append(layout)
             self._maps.append(

@@ -40,8 +40,11 @@ RECIPES: dict[str, Callable[[], Any]] = {
 # How gradients are kept for a second set of queries.
 STORES: dict[str, dict[str, Any]] = {
     "bfloat16": {"precision": "bfloat16"},
+    "float32, factored": {"precision": "float32"},
     "rank 128": {"precision": "bfloat16", "rank": 128},
 }
+# ... and with which recipe it is answered, on the same factors, where not with that of the first.
+AGAIN = {"float32, factored": "factored"}
 
 
 def missing() -> list[str]:
@@ -94,15 +97,20 @@ def run_twice(problem: ScaleProblem, recipe: Any) -> tuple[Phases, dict[str, Any
     again = tuple(part.flip(0) for part in problem.query)
     with tempfile.TemporaryDirectory() as folder:
         phases = Phases()
+        factors = f"{folder}/factors"
         with phases("fit"):
-            influence.fit(problem.train)
+            influence.fit(problem.train, factors=factors)
         with phases("scores"):
             first = influence.scores(problem.query).values.flip(0).flatten()
         for name, options in STORES.items():
             with phases(f"keep {name}"):
                 store = influence.store_gradients(f"{folder}/{len(name)}", **options)
+            asked = influence
+            if name in AGAIN:
+                asked = influence_of(problem, RECIPES[AGAIN[name]]())
+                asked.fit(problem.train, factors=factors)
             with phases(f"second {name}"):
-                found = influence.scores(again, store).values.flatten()
+                found = asked.scores(again, store).values.flatten()
             together = torch.stack([first, found]).double()
             facts["stores"][name] = {
                 "mib": store.nbytes / 2**20,

@@ -184,3 +184,65 @@ def test_a_curvature_without_rows_has_no_plan() -> None:
         influence.plan(rows(10))
     with pytest.raises(RuntimeError, match="fit"):
         influence.plan()
+
+
+def by_layers(**options: Any) -> uw.Influence:
+    case = make("mlp")
+    return uw.Influence(case.model, case.loss, uw.EKFAC(), damping=0.1, **options)
+
+
+def test_a_method_by_layers_is_planned_step_by_step() -> None:
+    case = make("mlp")
+    found = by_layers(certify=0).plan(case.train, case.test)
+    assert found.phases is not None
+    assert list(found.phases["phase"]) == [
+        "factors",
+        "eigenvectors",
+        "eigenvalues",
+        "test rows",
+        "training rows",
+    ]
+    assert bool((found.phases[["mib", "seconds"]] > 0).all(axis=None))
+    assert found.table["memory_mib"][0] == pytest.approx(max(found.phases["mib"]))
+    assert "kronecker 100.0 %" in str(found)
+    assert "certificate" in list(by_layers().plan(case.train, case.test).phases["phase"])  # type: ignore[index]
+
+
+def test_memory_makes_groups_and_says_how_many_passes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 64, generator=generator)
+    train = x, torch.randint(10, (300,), generator=generator)
+    plans: list[uw.Plan] = []
+    for memory in (None, "110MiB"):
+        model = uw.MLP([64, 512, 512, 10], seed=0)
+        own = uw.Influence(
+            model, F.cross_entropy, uw.EKFAC(), damping=0.1, certify=0, memory=memory
+        )
+        plans.append(own.plan(train, 20_000))
+    passes = [plan.phases["passes"].iloc[-1] for plan in plans if plan.phases is not None]
+    assert passes[0] == 1 < passes[1]
+    assert f"in {passes[1]:g} groups" in str(plans[1])
+
+
+def test_memory_that_does_not_do_is_refused_before_the_work() -> None:
+    case = make("mlp")
+    with pytest.raises(ValueError, match=r"Kronecker factors of .* take .*parameters="):
+        by_layers(memory="1MiB").fit(case.train)
+    with pytest.raises(ValueError, match="one row takes about"):
+        by_layers(memory=100).fit(case.train)
+    for wrong in ("four", "4 XB", 0, -1, "0"):
+        with pytest.raises(ValueError, match="expected memory as bytes"):
+            by_layers(memory=wrong)
+
+
+@pytest.mark.parametrize("method", ["direct", "cg", "ekfac"])
+def test_memory_changes_nothing_but_round_off(method: str) -> None:
+    case = make("mlp")
+    found = [
+        uw.Influence(case.model, case.loss, method, damping=0.1, memory=memory)
+        .fit(case.train)
+        .scores(case.test)
+        .values
+        for memory in (None, "49MiB")
+    ]
+    assert off(found[1], found[0]) < 1e-9

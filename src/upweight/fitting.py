@@ -29,6 +29,7 @@ from upweight.inverse import Certificate, LanczosFactors, NystroemFactors
 from upweight.inverse.lowrank import smallest_kept
 from upweight.inverse.spectrum import lowest_eigenvalue
 from upweight.margins import TestLoss, choose_test_loss
+from upweight.meter import return_at_once
 from upweight.operator import LinearOperator
 from upweight.ranks import check_unwrapped, check_whole
 from upweight.recipes import EKFAC, KFAC, Recipe
@@ -92,6 +93,8 @@ class Fitting:
             "batch_size": batch_size,
             "memory": Memory.of(memory),
         }
+        if memory is not None:
+            return_at_once()
         self._fit: Fitted | None = None
         self.cluster: Cluster | None = self._join(cluster) if cluster else None
 

@@ -16,7 +16,7 @@ from upweight.blocks import Block, BlockChoice, parameter_blocks
 from upweight.curvature import KroneckerInverse
 from upweight.damping import SCALE
 from upweight.drops import Drop, masks_of
-from upweight.fitting import Fitting, telling
+from upweight.fitting import CERTIFIED, CERTIFIED_WORK, Fitting, telling
 from upweight.gathering import ColumnSink, Share, gather_top, on_all_ranks
 from upweight.influence import Mode, influence_blocks, mean_influence, self_influence
 from upweight.inverse.spectrum import mean_eigenvalue
@@ -92,8 +92,9 @@ class Influence(Fitting):
         What the work may take beside the model, the rows and the scores that it returns: bytes, or
         text such as ``"4GiB"``. Chunks of rows and groups of test rows are made to fit, whatever is
         free at the time; what the method needs throughout, as factors, must fit as well. It never
-        changes a result beyond round-off. Default: chunks of a few hundred MiB, and for the rest
-        what it takes; see `plan`.
+        changes a result beyond round-off. On a CPU with glibc, the process is also told to give
+        memory back as soon as it is free, which costs some time. Default: chunks of a few hundred
+        MiB, and for the rest what it takes; see `plan`.
 
     References
     ----------
@@ -474,7 +475,9 @@ class Influence(Fitting):
                 risk = self._new_risk(train, None)
         rows = risk.n if test is None else test if isinstance(test, int) else len(Rows(test))
         if isinstance(self.method, EKFAC | KFAC) and self.blocks == "full":
-            return plan_by_layers(self._make_curvature(risk), self.method, rows, self.certify)
+            auto = CERTIFIED if risk.n * risk.p <= CERTIFIED_WORK else 0
+            certify = auto if isinstance(self.certify, str) else self.certify
+            return plan_by_layers(self._make_curvature(risk), self.method, rows, certify)
         methods: list[Recipe] = [make() for name, make in METHODS.items() if name != "jacobi"]
         methods.insert(2, CG(preconditioner=Nystroem(rank=50)))
         if self.method not in methods and not isinstance(self.method, Auto):

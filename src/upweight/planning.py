@@ -111,7 +111,7 @@ class Plan:
         For `EKFAC` and `KFAC` step by step: ``phase``, ``flops`` of products of matrices, ``mib``
         that tensors take at its peak, results included, ``seconds``, ``passes`` over the training
         rows, ``rows`` of a chunk. The allocator of a CPU keeps some of what tensors leave: a few
-        MiB where there is a ``memory=``, else up to half as much again. None for other methods.
+        MiB where there is a ``memory=``, else up to as much again. None for other methods.
     coverage
         For those methods: how the parameters of every module are dealt with, as `coverage` says.
     """
@@ -203,9 +203,11 @@ def _workload(
 
 def _covered(table: pd.DataFrame) -> list[str]:
     """The largest modules, and how many parameters are dealt with in each way."""
-    total = table["parameters"].sum()
-    shares = table.groupby("how", sort=False)["parameters"].sum()
-    told = ", ".join(f"{how} {100 * count / total:.1f} %" for how, count in shares.items())
+    counts: dict[str, int] = {}
+    for how, count in zip(table["how"].tolist(), table["parameters"].tolist(), strict=True):
+        counts[how] = counts.get(how, 0) + count
+    total = sum(counts.values())
+    told = ", ".join(f"{how} {100 * count / total:.1f} %" for how, count in counts.items())
     largest = table.sort_values("parameters", ascending=False, kind="stable").head(SHOWN_MODULES)
     rest = table.loc[(table["how"] != "kronecker") & ~table.index.isin(largest.index)]
     shown = pd.concat([largest, rest.head(SHOWN_MODULES)]).sort_index()

@@ -723,6 +723,7 @@ def killed(folder: Path, kills: int, *methods: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
+@pytest.mark.slow
 def test_a_few_kills_do_not_change_the_bytes(tmp_path: Path) -> None:
     found = killed(tmp_path, 8, "cg")
     assert found["kills"] == 8

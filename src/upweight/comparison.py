@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -201,6 +200,8 @@ def agreement(reference: Tensor, other: Tensor, top: int = 20) -> dict[str, floa
     error = difference[size > 0] / size[size > 0]
     strongest = np.argsort(-size, kind="stable")[:top]
     norm = float(np.linalg.norm(wanted))
+    from scipy.stats import rankdata
+
     return {
         "error_percent": 100 * float(error.mean()) if error.size else float("nan"),
         "relative_norm": float(np.linalg.norm(difference)) / norm if norm else float("nan"),

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from upweight.evaluate import Retrained, noise_ceiling
@@ -318,6 +317,8 @@ def _graded(value: float, good: float, fair: float) -> Verdict:
 
 
 def _rank(a: np.ndarray, b: np.ndarray) -> float:
+    from scipy.stats import spearmanr  # a second, and 60 MB, that a fit does not need
+
     found: Any = spearmanr(a, b)
     return float(np.nan_to_num(found.statistic))
 

@@ -21,6 +21,7 @@ from upweight.curvature.exact import GGN, Fisher
 from upweight.curvature.form import OutputForm
 from upweight.curvature.kronecker import KroneckerCurvature
 from upweight.curvature.onehot import OneHot, row_gradients
+from upweight.language import extra
 
 
 def risk_of(case: Case, **options: object) -> uw.EmpiricalRisk:
@@ -495,7 +496,8 @@ def test_coverage() -> None:
 
 @pytest.mark.slow
 def test_a_language_model_of_others() -> None:
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
+    transformers = extra.transformers()
     config = transformers.GPT2Config(
         vocab_size=11, n_positions=6, n_embd=8, n_layer=2, n_head=2, use_cache=False
     )

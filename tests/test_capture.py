@@ -496,7 +496,6 @@ def test_coverage() -> None:
 
 @pytest.mark.slow
 def test_a_language_model_of_others() -> None:
-    pytest.importorskip("transformers")
     transformers = extra.transformers()
     config = transformers.GPT2Config(
         vocab_size=11, n_positions=6, n_embd=8, n_layer=2, n_head=2, use_cache=False

@@ -434,3 +434,88 @@ def test_padding_counts_nowhere() -> None:
         other, others = fit(pad, batch_size)
         close(other, dense)
         close(others, values)
+
+
+# --- layers that are left out ------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """A layer that rows without a positive gate leave out, alone in a batch."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.a = nn.Linear(40, 40) if first else nn.Identity()
+        self.b = nn.Linear(40, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = (x[:, :1] > 0).to(x)
+        h = self.a(x)
+        if bool(gate.any()):
+            h = h + gate * torch.tanh(self.b(h))
+        return h[:, :3]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("form", ["formed", "weighted"])
+def test_layers_that_some_rows_leave_out(
+    first: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Gated(first).double()
+        x, y = torch.randn(12, 40, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1.0, -1.0, -1.0, 1.0] * 3)
+    train = uw.EmpiricalRisk(model, F.mse_loss, (x, y))
+    curvature = KroneckerCurvature(train)
+    force(monkeypatch, form)
+    for rows in ([0, 1], [1, 0], [1, 2, 3], [1, 2]):
+        test = uw.EmpiricalRisk(model, F.mse_loss, (x, y), batch_size=1)
+        test = test.with_rows(test.rows.subset(rows))
+        inverse = curvature.inverse(DAMPING)
+        exact = gradients(test) @ inverse.dense() @ gradients(train).T
+        close(scores(inverse, train, test), exact)
+
+
+class Odd(nn.Module):
+    """A row with a mark makes the batch go another way, which no hook can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x[None])[0] if bool((x[:, 0] > 100).any()) else self.a(x)
+        return self.c(torch.tanh(h))
+
+
+@pytest.mark.parametrize("place", [3, 50])
+def test_factors_come_back_where_a_layer_was_declined(place: int, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x, y = Odd(), torch.randn(103, 5), torch.randn(103, 2)
+    x[place, 0] = 101.0
+    made = []
+    for _ in range(2):
+        influence = uw.Influence(model, F.mse_loss, "ekfac", damping=0.1, batch_size=8)
+        influence.fit((x, y), factors=tmp_path / "factors")
+        made.append(influence.scores((x[:2], y[:2])).values)
+    assert torch.equal(*made)
+
+
+def test_factors_and_stores_of_other_labels_or_losses_are_refused(tmp_path: Path) -> None:
+    model, (x, y), test = trained([20, 8, 5])
+    influence = uw.Influence(model, F.cross_entropy, "ekfac", damping=0.1).fit((x, y))
+    store = influence.store_gradients(tmp_path / "s")
+    other = influence.store_gradients(tmp_path / "o", (x.flip(0), y.flip(0)))
+    influence.fit((x, (y + 1) % 5))
+    for call in (influence.scores, influence.top):
+        with pytest.raises(ValueError, match="earlier fit"):
+            call(test, store)
+        call(test, other)
+    with pytest.raises(ValueError, match="earlier fit"):
+        influence.self_influence(store)
+    line = nn.Linear(20, 1)
+    exact = x, line(x).detach()
+    uw.Influence(line, F.mse_loss, "ekfac", damping=0.1).fit(exact, factors=tmp_path / "f")
+    with pytest.raises(ValueError, match="square of the roots"):
+        uw.Influence(line, F.huber_loss, "ekfac", damping=0.1).fit(exact, factors=tmp_path / "f")

@@ -157,8 +157,6 @@ class Fitting:
             raise ValueError(
                 f"held_out is for damping='auto'; this influence has damping {self._damping}"
             )
-        if self.cluster is not None:
-            self.cluster.same(self._settings(), "settings")
         with telling("training data"):
             risk = self._new_risk(train, names)
         operator = self._make_curvature(risk)
@@ -238,7 +236,7 @@ class Fitting:
             **self._options,
         )
 
-    def _settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
         """What must be the same on all ranks, beside model and rows."""
         return {
             "method": repr(self.method),

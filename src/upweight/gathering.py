@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnSink", "Share", "gather_top", "on_all_ranks"]
 
+# Options that may be written in another way on another rank.
+PATHS = ("to", "factors")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class _Clustered(Protocol):
     cluster: Cluster | None
+
+    def settings(self) -> dict[str, str]: ...
 
 
 S = TypeVar("S", bound=_Clustered)
@@ -35,7 +40,14 @@ def on_all_ranks(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate
     def run(self: S, *args: P.args, **options: P.kwargs) -> R:
         if self.cluster is None:
             return method(self, *args, **options)
+        plain = {**{f"argument {at}": one for at, one in enumerate(args)}, **options}
+        told = {
+            name: repr(one)
+            for name, one in plain.items()
+            if isinstance(one, str | int | float | None) and name not in PATHS
+        }
         with self.cluster.together(f"{method.__name__}()"):
+            self.cluster.same({**self.settings(), **told}, "settings")
             return method(self, *args, **options)
 
     return run

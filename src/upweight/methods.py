@@ -201,14 +201,7 @@ class Influence(Fitting):
         if isinstance(train, GradientStore):
             if mode != "up" or by is not None:
                 raise TypeError("a store of gradients is for mode='up', and has no parts for by=")
-            found = self._scores_of(train, test, names, test_loss)
-            if to is None:
-                return found
-            if self.cluster is None or self.cluster.main:
-                found.save(to)
-            if self.cluster is not None:
-                self.cluster.meet("scores on disk")
-            return Scores.load(to)
+            return self._scores_of(train, test, names, test_loss, to, resume=resume)
         train_risk, test_risk = self._pair(test, train, names, mode, test_loss)
         shape = (test_risk.n, train_risk.n)
         if mode == "perturbation":
@@ -281,6 +274,8 @@ class Influence(Fitting):
         0         0          0    0.5     1
         """
         stored = train if isinstance(train, GradientStore) else None
+        if stored is not None:
+            stored.check_rows(self._fitted().risk.rows)
         rows, test_risk = self._pair(test, None if stored else train, names, "up", test_loss)
         train_names = rows.rows.names if stored is None else stored.names
         top = RunningTop(test_risk.n, k, rows.dtype, harmful=harmful)
@@ -308,9 +303,11 @@ class Influence(Fitting):
     ) -> RowScores:
         """The mean influence of every training row over the test rows, by one solve.
 
-        Equal to ``scores(test).mean()`` to round-off, whatever the number of test rows:
+        Equal to ``scores(test).mean()`` to round-off, unless ``factored=`` allows these an error:
         1/m Σ_j I[j, i] = (1/m Σ_j g_test[j])ᵀ (C + λI)⁻¹ g_train[i].
         """
+        if isinstance(train, GradientStore):
+            raise TypeError("mean_scores() takes rows; of a store use scores(test, store).mean()")
         train_risk, test_risk = self._pair(test, train, None, mode, test_loss)
         inverse = self._fitted().ready(test_risk, self.budget())
         share = self._share(train_risk)
@@ -332,6 +329,7 @@ class Influence(Fitting):
         meaning = "large = the row's own loss rests on the row being in the training data"
         if isinstance(train, GradientStore):
             self._check_unchanged(fitted)
+            train.check_rows(fitted.rows)
             share = self._share(train)
             values = share.gather(self_influence(self.inverse, train.part(share.rows)))
             values = values.to("cpu", train.dtype)
@@ -408,14 +406,37 @@ class Influence(Fitting):
         fitted = self._fitted().risk
         risk = fitted if train is None else self.risk(train, what="training data")
         self._check_unchanged(risk)
-        return write_gradients(to, inner, risk, precision=precision, rank=rank)
+        return write_gradients(
+            to, inner, risk, precision=precision, rank=rank, of_fit=train is None
+        )
 
     def _scores_of(
-        self, store: GradientStore, test: Any, names: Sequence[Any] | None, test_loss: TestLoss
+        self,
+        store: GradientStore,
+        test: Any,
+        names: Sequence[Any] | None,
+        test_loss: TestLoss,
+        to: str | os.PathLike[str] | None,
+        *,
+        resume: bool,
     ) -> Scores:
         fitted = self._fitted().risk
         self._check_unchanged(fitted)
+        store.check_rows(fitted.rows)
         test_risk = self.risk(test, names=names, what="test data", test_loss=test_loss)
+        if to is not None:
+            provenance = self._provenance("up", store, test_risk, test_loss)
+            store_scores(
+                to,
+                self._fitted(),
+                store,
+                test_risk,
+                mode="up",
+                provenance=provenance,
+                certify=self.budget(stored=True),
+                resume=resume,
+            )
+            return Scores.load(to)
         sink = ColumnSink(self._share(store), (test_risk.n, len(store)), store.dtype)
         self._fill([sink], store, test_risk, "up")
         provenance = self._provenance("up", store, test_risk, test_loss)

@@ -33,10 +33,14 @@ def check_ranks(risk: EmpiricalRisk, cluster: Cluster) -> None:
         "the form of rows": digest_batches([str(form_of_rows(rows))]),
     }
     cluster.same({"parameters and buffers": risk.model.fingerprint()}, "model")
+    cluster.same({"chosen parameters": digest_names(risk.model.names)}, "model")
     cluster.same(told, "data")
     spread = sorted({i * (n - 1) // DIGEST_ROWS for i in range(DIGEST_ROWS + 1)})
     content = digest_batches(rows.take([at]) for at in spread)
     cluster.same({"the content of rows": content}, "data")
+    few = risk.with_rows(risk.rows.subset(spread[:8]))
+    loss = f"{float(few.losses().double().mean()):.5g}"  # of the loss itself there is no digest
+    cluster.same({"the loss of some rows": loss}, "loss")
     ranks = [(cluster.rank + one) % cluster.size for one in (0, 1)]
     found = {str(rank): _digest(rows, cluster.share(n, rank)) for rank in ranks}
     every = cluster.meet("digests of rows", found)

@@ -443,5 +443,8 @@ def find_capture(risk: EmpiricalRisk) -> tuple[Capture, dict[str, str]]:
         for name, why in more.items():
             reasons[name] = f"{reasons[name]}, and {why}" if name in reasons else why
     if capture.sites or capture.rests:
-        capture.graph_bytes = capture.whole().weigh()
+        try:
+            capture.graph_bytes = capture.whole().weigh()
+        except DeclinedCallError:  # these rows are not the probed ones: the pass will tell of it
+            capture.graph_bytes = risk.activation_bytes
     return capture, reasons

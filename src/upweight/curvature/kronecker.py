@@ -28,7 +28,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from upweight.curvature.moments import Corrections, Factors, may_keep
 from upweight.curvature.needs import keep_for_factors
 from upweight.curvature.rests import Rest, RestGradients, RestSums, find_rests
 from upweight.curvature.roots import Roots
-from upweight.curvature.rotated import Block, Kind, Rotated
+from upweight.curvature.rotated import Block, Rotated
 from upweight.curvature.saved import find_work, load_operators, save_blocks
 from upweight.curvature.sharing import DeclinedSitesError, eigenvectors, visit
 from upweight.inverse.certificate import check_damping
@@ -153,17 +153,15 @@ class KroneckerCurvature(LinearOperator):
             "correction_rows": correction_rows,
             "other": other,
         }
+        if factors is not None:
+            settings["square of the roots of some rows"] = self._rooted.told(risk)
         work, there = (None, False) if factors is None else find_work(risk, settings, factors)
         if factors is not None and work is not None and there:
-            self.capture = capture
-            rests = find_rests(risk, reasons, other)
-            keep_for_factors(risk, capture.sites, rests, corrected=None)
-            seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
-            self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
-            self.blocks = self._loaded(factors, work)
+            self.blocks = self._loaded(factors, work, capture, reasons, other)
             return
         found: list[Block] | None = None
         rests: list[Rest] = []
+        refused: dict[str, str] = {}
         while found is None:
             rests = find_rests(risk, reasons, other)
             keep_for_factors(risk, capture.sites, rests, corrected=corrected)
@@ -172,29 +170,46 @@ class KroneckerCurvature(LinearOperator):
             except DeclinedSitesError as declined:  # not on the probed rows, but on these
                 capture, more = capture.without(declined.failed)
                 reasons |= more
+                refused |= {site.name: why for site, why in declined.failed.items()}
         self.capture = capture
         seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
         self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
         self.notes += [rest.note for rest in rests]
         self.blocks = (*found, *self._unseen(self.rests[len(seen) :]))
         if factors is not None and work is not None and (risk.cluster is None or risk.cluster.main):
-            save_blocks(factors, self.blocks, work, self.notes)
+            save_blocks(factors, self.blocks, work, self.notes, refused)
 
-    def _loaded(self, path: str | os.PathLike[str], work: Mapping[str, Any]) -> tuple[Block, ...]:
+    def _loaded(
+        self,
+        path: str | os.PathLike[str],
+        work: Mapping[str, Any],
+        capture: Capture,
+        reasons: dict[str, str],
+        other: str,
+    ) -> tuple[Block, ...]:
         """Blocks from a file, which must be those of this model."""
-        described, operators, notes = load_operators(path, work, self.device)
+        saved = load_operators(path, work, self.device)
+        sites = {site.name: site for site in capture.whole().sites}
+        declined = {sites[name]: why for name, why in saved.declined.items() if name in sites}
+        self.capture, more = capture.without(declined)
+        rests = find_rests(self.risk, reasons | more, other)
+        keep_for_factors(self.risk, self.capture.sites, rests, corrected=None)
+        seen = [rest for rest in rests if rest.seen(self.capture.rests) is not None]
+        self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
         places = [lambda s=site: s.entries for site in self.capture.sites]
         places += [lambda r=rest: r.places(self.risk) for rest in self.rests]
         names = [*(s.name for s in self.capture.sites), *(r.name for r in self.rests)]
-        if [one["name"] for one in described] != names:
+        if saved.names != names:
             raise ValueError(
-                f"the factors at {path} are of the blocks {[one['name'] for one in described]}; "
-                f"this model has {names}. Remove the file, or name another one"
+                f"the factors at {path} are of the blocks {saved.names}; this model has {names}. "
+                "Remove the file, or name another one"
             )
-        self.notes += notes
+        self.notes += saved.notes
         return tuple(
-            Block(one["name"], cast("Kind", one["kind"]), operator, locate)
-            for one, operator, locate in zip(described, operators, places, strict=True)
+            Block(name, kind, operator, locate)
+            for name, kind, operator, locate in zip(
+                saved.names, saved.kinds, saved.operators, places, strict=True
+            )
         )
 
     @cached_property

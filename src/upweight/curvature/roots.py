@@ -24,6 +24,16 @@ class Roots:
     seed: int
     distribution: OutputDistribution | None
 
+    def told(self, risk: EmpiricalRisk) -> str:
+        """What the roots of a few rows are like: another loss or distribution has others."""
+        few = risk.with_rows(risk.rows.subset(range(min(8, risk.n))))
+        few.batch_size = None
+        chunk = next(iter(few.chunks()))
+        with few.model.evaluating():
+            output = few.model(few.model.parameters(), chunk.batch)
+            roots = self.form(few).roots(chunk, output)
+        return f"{float(roots.double().square().mean()):.6g}"
+
     def form(self, risk: EmpiricalRisk) -> forms.OutputForm:
         """The form of a GGN or Fisher matrix."""
         if self.fisher not in ("exact", "sampled", "empirical"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from upweight.curvature.products import turned
 from upweight.operator import LinearOperator, wide
 
-__all__ = ["Block", "Rotated"]
+__all__ = ["Block", "Kind", "Rotated"]
 
 Kind = Literal["kronecker", "dense", "diagonal"]
 

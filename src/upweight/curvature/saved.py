@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from upweight.curvature.rotated import Block, Rotated
+from upweight.curvature.rotated import Block, Kind, Rotated
 from upweight.risk import EmpiricalRisk
 from upweight.shards import digest_batches
 from upweight.stream import load_tensors, save_tensors
 from upweight.version import __version__
 
-__all__ = ["find_work", "load_operators", "save_blocks", "work_of"]
+__all__ = ["Saved", "find_work", "load_operators", "save_blocks", "work_of"]
 
 DIGEST_ROWS = 256
 
@@ -60,8 +61,12 @@ def save_blocks(
     blocks: Sequence[Block],
     work: Mapping[str, Any],
     notes: Sequence[str],
+    declined: Mapping[str, str],
 ) -> None:
-    """Write eigenvalues and eigenvectors of all blocks, whole or not at all."""
+    """Write eigenvalues and eigenvectors of all blocks, whole or not at all.
+
+    `declined` are the sites without factors that only a pass over all rows has shown.
+    """
     tensors: dict[str, Tensor] = {}
     for at, block in enumerate(blocks):
         operator = block.operator
@@ -70,14 +75,30 @@ def save_blocks(
             if tensor is not None:
                 tensors[f"{at:04d}.{part}"] = tensor
     described = [{"name": block.name, "kind": block.kind} for block in blocks]
-    meta = {"work": dict(work), "blocks": described, "notes": list(notes)}
+    meta = {
+        "work": dict(work),
+        "blocks": described,
+        "notes": list(notes),
+        "declined": dict(declined),
+    }
     save_tensors(path, tensors, meta)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file of factors holds of the blocks, in order, and which sites have none."""
+
+    names: list[str]
+    kinds: list[Kind]
+    operators: list[Rotated]
+    notes: list[str]
+    declined: dict[str, str]
 
 
 def load_operators(
     path: str | os.PathLike[str], work: Mapping[str, Any], device: torch.device
-) -> tuple[list[dict[str, str]], list[Rotated], list[str]]:
-    """Names and kinds of the blocks, their operators, and the notes.
+) -> Saved:
+    """The blocks in a file.
 
     Raises
     ------
@@ -104,7 +125,13 @@ def load_operators(
         )
         assert values is not None
         operators.append(Rotated(left, right, values))
-    return meta["blocks"], operators, meta["notes"]
+    return Saved(
+        [one["name"] for one in meta["blocks"]],
+        [one["kind"] for one in meta["blocks"]],
+        operators,
+        meta["notes"],
+        meta["declined"],
+    )
 
 
 def _short(value: Any) -> str:

@@ -60,7 +60,7 @@ def influence_for(
     reduction
         Over the tokens of a row; see `TokenLoss`.
     batch_size
-        At most so many rows at once; never changes a result.
+        At most so many rows at once.
     certify
         As for `Influence`; 0 here, as each residual is a pass over the rows in forward mode.
     **options

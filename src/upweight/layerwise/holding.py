@@ -87,7 +87,8 @@ def held_queries(
                 ]
                 collected = _Collected(inverse, frames, plans, chunk.start + start, test.n)
             stop = min(len(chunk), start + collected.room)
-            collected.add([None if s is None else s.rows(slice(start, stop)) for s in sides])
+            own = [None if s is None else s.rows(slice(start, stop)) for s in sides]
+            collected.add(own, stop - start)
             start = stop
             if collected.room == 0 or chunk.start + stop == test.n:
                 held, collected = collected.finish(), None
@@ -208,7 +209,8 @@ class _Collected:
     start: int
     total: int  # m
     count: int = 0
-    parts: list[list[Sides | Tensor]] = field(default_factory=lambda: [])
+    # of a block: solved gradients, or sides and how many rows have none, in order
+    parts: list[list[Sides | Tensor | int]] = field(default_factory=lambda: [])
 
     def __post_init__(self) -> None:
         self.parts = [[] for _ in self.plans]
@@ -220,18 +222,19 @@ class _Collected:
         """For how many more rows there is room."""
         return self._most - self.count
 
-    def add(self, sides: Sequence[Sides | None]) -> None:
-        """Solve for some rows, or keep what is needed for that."""
+    def add(self, sides: Sequence[Sides | None], rows: int) -> None:
+        """Solve for some rows, or keep what is needed for that.
+
+        A layer may be left out for some rows, which then have no gradient there.
+        """
         before = self.count
-        self.count += next((len(s) for s in sides if s is not None), 0)
+        self.count += rows
         for at, (plan, own) in enumerate(zip(self.plans, sides, strict=True)):
-            if own is None:
-                # a layer may be left out for some rows, which then have no gradient there
-                continue
-            if plan.form == "formed":
+            if plan.form != "formed":
+                turned = rows if own is None else own.rotated(*self.frames.bases[at])
+                self.parts[at].append(turned)
+            elif own is not None:
                 self._solve(at, own, before)
-                continue
-            self.parts[at].append(own.rotated(*self.frames.bases[at]))
 
     def _solve(self, at: int, own: Sides, start: int) -> None:
         """Set what is held of rows from `start` on, some at a time."""
@@ -260,14 +263,14 @@ class _Collected:
 
     def _queries(self, at: int) -> Queries | None:
         plan, parts = self.plans[at], self.parts[at]
-        if not parts:
+        if all(isinstance(part, int) for part in parts):
             return None
         self.parts[at] = []
         if plan.form == "formed":
             (values,) = parts
             assert isinstance(values, Tensor)
             return Formed(values, self._bases(at))
-        left, right = _joined([part for part in parts if isinstance(part, Sides)])
+        left, right = _joined([part for part in parts if not isinstance(part, Tensor)])
         if plan.split is not None:
             return Separable(left, right, plan.split.u, plan.split.v, self._bases(at))
         return Weighted(left, right, self.frames.weights[at], self._bases(at))
@@ -301,13 +304,24 @@ def _facts(plans: Sequence[_Plan]) -> dict[str, str]:
     return found
 
 
-def _joined(parts: Sequence[Sides]) -> tuple[Tensor, Tensor]:
-    """Sides of consecutive rows; those with fewer positions get some that count nothing."""
-    longest = max(part.positions for part in parts)
+def _joined(parts: Sequence[Sides | int]) -> tuple[Tensor, Tensor]:
+    """Sides of consecutive rows, zero for those without any.
+
+    Those with fewer positions get some that count nothing.
+    """
+    known = [part for part in parts if isinstance(part, Sides)]
+    longest = max(part.positions for part in known)
 
     def whole(sides: Sequence[Tensor]) -> Tensor:
-        padded = [F.pad(side, (0, 0, 0, longest - side.shape[2])) for side in sides]
+        q, _, d = sides[0].shape[1:]
+        left = iter(sides)
+        padded = [
+            sides[0].new_zeros(part, q, longest, d)
+            if isinstance(part, int)
+            else F.pad(side := next(left), (0, 0, 0, longest - side.shape[2]))
+            for part in parts
+        ]
         return padded[0] if len(padded) == 1 else torch.cat(padded)
 
-    left = whole([part.left for part in parts])
-    return left, whole([part.right for part in parts if part.right is not None])
+    left = whole([part.left for part in known])
+    return left, whole([part.right for part in known if part.right is not None])

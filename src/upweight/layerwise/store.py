@@ -30,11 +30,14 @@ from upweight.layerwise.checking import check_sides
 from upweight.layerwise.holding import Frames
 from upweight.layerwise.sides import LayerGradients, Sides
 from upweight.risk import CHUNK_BYTES, EmpiricalRisk
+from upweight.rows import Rows
+from upweight.shards import digest_batches
 from upweight.stream import atomic_directory
 
 __all__ = ["GradientStore", "Precision", "write_gradients"]
 
 FORMAT = 1
+DIGEST_ROWS = 256
 Precision = Literal["float32", "float64", "float16", "bfloat16"]
 KINDS = {
     "float32": (np.dtype("float32"), torch.float32),
@@ -148,6 +151,20 @@ class GradientStore:
             whole.bases, whole.weights, whole.values, True, [one.formed for one in self._layouts]
         )
 
+    def check_rows(self, rows: Rows) -> None:
+        """Refuse rows of a fit that have changed since, as corrected labels have.
+
+        Raises
+        ------
+        ValueError
+            If the gradients here are those of the rows before.
+        """
+        if self.meta["content"] is not None and digest_rows(rows) != self.meta["content"]:
+            raise ValueError(
+                f"{self.path} holds gradients of the rows of an earlier fit(), whose content was "
+                "another: labels, or features. Write the store again"
+            )
+
     def first(self, rows: int) -> GradientStore:
         """The first few rows alone."""
         return self.part(slice(0, min(rows, len(self))))
@@ -195,6 +212,12 @@ class GradientStore:
         )
 
 
+def digest_rows(rows: Rows) -> str:
+    """A digest of the content of rows."""
+    starts = range(0, len(rows), DIGEST_ROWS)
+    return digest_batches(rows.batch(at, min(at + DIGEST_ROWS, len(rows))) for at in starts)
+
+
 class _Stored(Sequence["Sides | None"]):
     """The blocks of some rows, each read when it is asked for."""
 
@@ -225,6 +248,7 @@ def write_gradients(
     *,
     precision: Precision = "float32",
     rank: int | None = None,
+    of_fit: bool = False,
 ) -> GradientStore:
     """Pass the rows through the model once, and keep what meets test rows.
 
@@ -237,8 +261,8 @@ def write_gradients(
     """
     if precision not in KINDS:
         raise ValueError(f"expected a precision among {', '.join(KINDS)}; got {precision!r}")
-    if rank is not None and rank < 1:
-        raise ValueError(f"expected a rank of at least 1, or None for all; got {rank}")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"expected a rank of at least 1, or None for all; got {rank!r}")
     frames = leading_frames(inverse, rank)
     with atomic_directory(path) as folder:
         writer: _Writer | None = None
@@ -257,6 +281,7 @@ def write_gradients(
         meta = {
             "format": FORMAT,
             "curvature": inverse.curvature.fingerprint(),
+            "content": digest_rows(risk.rows) if of_fit else None,
             "dtype": str(risk.dtype).removeprefix("torch."),
             "precision": precision,
             "rank": rank,

@@ -18,7 +18,9 @@ processor, user and system, from after imports, model and rows; memory is the hi
 memory above what there was then, in brackets all of it. *×* is kronfluence's over ours: above 1
 upweight needs less. Labels of the Fisher matrix are drawn from the model, and each library draws
 its own, so that scores differ as those of two seeds do (*other labels*): *r* is the correlation
-over all pairs, *error* the relative 2-norm of the difference.
+over all pairs, *error* the relative 2-norm of the difference. How far these are apart on the
+networks with one label a row says how little one drawn label is: upweight's default,
+`fisher="exact"`, draws none.
 
 - *exact*: `EKFAC(fisher="sampled")`.
 - *factored*: `EKFAC(fisher="sampled", factored={factored:g})`, scores by factors of 1/(Λ + λ).

@@ -41,7 +41,7 @@ from upweight.curvature.needs import keep_for_factors
 from upweight.curvature.rests import Rest, RestGradients, RestSums, find_rests
 from upweight.curvature.roots import Roots
 from upweight.curvature.rotated import Block, Rotated
-from upweight.curvature.saved import find_work, load_operators, save_blocks
+from upweight.curvature.saved import ROOTS, find_work, load_operators, save_blocks
 from upweight.curvature.sharing import DeclinedSitesError, eigenvectors, visit
 from upweight.inverse.certificate import check_damping
 from upweight.layers import groups
@@ -154,7 +154,7 @@ class KroneckerCurvature(LinearOperator):
             "other": other,
         }
         if factors is not None:
-            settings["square of the roots of some rows"] = self._rooted.told(risk)
+            settings[ROOTS] = self._rooted.told(risk)
         work, there = (None, False) if factors is None else find_work(risk, settings, factors)
         if factors is not None and work is not None and there:
             self.blocks = self._loaded(factors, work, capture, reasons, other)

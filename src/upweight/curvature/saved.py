@@ -20,9 +20,11 @@ from upweight.shards import digest_batches
 from upweight.stream import load_tensors, save_tensors
 from upweight.version import __version__
 
-__all__ = ["Saved", "find_work", "load_operators", "save_blocks", "work_of"]
+__all__ = ["ROOTS", "Saved", "find_work", "load_operators", "save_blocks", "work_of"]
 
 DIGEST_ROWS = 256
+# What is asked of the loss, of which there is no digest.
+ROOTS = "square of the roots of some rows"
 
 
 def work_of(risk: EmpiricalRisk, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,12 +109,14 @@ def load_operators(
     """
     tensors, meta = load_tensors(path)
     before = meta.get("work", {})
-    changed = [
-        f"{name}: {_short(before.get(name))} in the file, {_short(now)} here"
-        for name, now in work.items()
-        if before.get(name) != now
-    ]
-    if changed:
+    names = [name for name, now in work.items() if before.get(name) != now]
+    if len(names) > 1:  # it follows from the others
+        names = [name for name in names if name != ROOTS]
+    if names:
+        changed = [
+            f"{name}: {_short(before.get(name))} in the file, {_short(work[name])} here"
+            for name in names
+        ]
         raise ValueError(
             f"the factors at {Path(path)} are of other work. {'; '.join(changed)}. Remove the "
             "file, or name another one"

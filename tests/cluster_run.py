@@ -181,6 +181,47 @@ def other_damping() -> Found:
     return simple(damping=0.1 + dist.get_rank())
 
 
+def other_parameters() -> Found:
+    """Each rank freezes another of two layers of the same shape."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    for parameter in model[dist.get_rank()].parameters():
+        parameter.requires_grad_(False)
+    train = torch.randn(9, 3), torch.randint(2, (9,))
+    uw.Influence(model, F.cross_entropy, "ekfac", damping=0.1, cluster=True).fit(train)
+    return {}
+
+
+def smoothed(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, label_smoothing=0.1 * dist.get_rank())
+
+
+def other_loss() -> Found:
+    torch.manual_seed(0)
+    train = torch.randn(9, 3), torch.randint(2, (9,))
+    uw.Influence(nn.Linear(3, 2), smoothed, "ekfac", damping=0.1, cluster=True).fit(train)
+    return {}
+
+
+def other_question() -> Found:
+    torch.manual_seed(0)
+    train = torch.randn(9, 3), torch.randint(2, (9,))
+    influence = uw.Influence(nn.Linear(3, 2), F.cross_entropy, "ekfac", damping=0.1, cluster=True)
+    influence.fit(train)
+    influence.top(train, k=3 + dist.get_rank())
+    return {}
+
+
+def other_damping_later() -> Found:
+    torch.manual_seed(0)
+    train = torch.randn(9, 3), torch.randint(2, (9,))
+    influence = uw.Influence(nn.Linear(3, 2), F.cross_entropy, "ekfac", damping=0.1, cluster=True)
+    influence.fit(train)
+    influence.damping = 0.1 + dist.get_rank()
+    influence.scores(train)
+    return {}
+
+
 def other_weights() -> Found:
     model = nn.Linear(3, 2)
     nn.init.constant_(model.weight, float(dist.get_rank()))

@@ -77,11 +77,13 @@ def check_equal(name: str, folder: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.slow
 def test_two_ranks_equal_one(name: str, two: Path) -> None:
     check_equal(name, two, 2)
 
 
 @pytest.mark.parametrize("name", ["mlp", "one", "few", "norm"])
+@pytest.mark.slow
 def test_three_ranks_equal_one(name: str, three: Path) -> None:
     check_equal(name, three, 3)
 
@@ -107,6 +109,7 @@ def test_three_ranks_equal_one(name: str, three: Path) -> None:
         ("full_disk", "cannot be written", r"rank 1 has stopped: OSError: .*No space left"),
     ],
 )
+@pytest.mark.slow
 def test_all_ranks_stop_with_the_reason(task: str, told: str, other: str | None, two: Path) -> None:
     first, second = found(two, task, 2)
     assert isinstance(second, str)
@@ -117,6 +120,7 @@ def test_all_ranks_stop_with_the_reason(task: str, told: str, other: str | None,
         assert first.startswith("ClusterError: ")
 
 
+@pytest.mark.slow
 def test_a_layer_that_one_rank_declines_is_declined_by_all(two: Path) -> None:
     wanted = cluster_run.forked(False)
     for one in found(two, "forked", 2):
@@ -125,6 +129,7 @@ def test_a_layer_that_one_rank_declines_is_declined_by_all(two: Path) -> None:
         torch.testing.assert_close(one["curvature"], wanted["curvature"], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_rank_does_not_go_on_while_another_has_failed(two: Path) -> None:
     first, second = found(two, "early", 2)
     assert "row 301 is not finite" in second
@@ -133,6 +138,7 @@ def test_a_rank_does_not_go_on_while_another_has_failed(two: Path) -> None:
     assert calls < 300
 
 
+@pytest.mark.slow
 def test_tasks_are_spread_and_tensors_exchanged(two: Path, three: Path) -> None:
     for folder, size in ((two, 2), (three, 3)):
         every = found(folder, "spread", size)
@@ -166,6 +172,7 @@ def told(folder: Path) -> tuple[dict[str, Any], float]:
     return meta, certificate.pop("residual_mean")
 
 
+@pytest.mark.slow
 def test_shards_on_disk_are_those_of_one(
     two: Path, three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +192,7 @@ def test_shards_on_disk_are_those_of_one(
     assert {len(some) for some in writes} == {6, 7}
 
 
+@pytest.mark.slow
 def test_what_a_killed_rank_had_written_is_kept(three: Path) -> None:
     [lost] = [torch.load(three / "killed-0.pt", weights_only=False)]
     assert lost.startswith("ClusterError: another rank has ended")
@@ -195,6 +203,7 @@ def test_what_a_killed_rank_had_written_is_kept(three: Path) -> None:
     assert all(torch.equal(one["scores"], every[0]["scores"]) for one in every)
 
 
+@pytest.mark.slow
 def test_the_guide(tmp_path: Path) -> None:
     guide = (HERE.parent / "docs/howto/many-gpus.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from upweight.checks import form_of_rows
-from upweight.rows import Rows
-from upweight.shards import digest_batches, digest_names
+from upweight.shards import digest_batches, digest_names, digest_rows
 
 if TYPE_CHECKING:
     from upweight.cluster import Cluster
@@ -42,7 +41,7 @@ def check_ranks(risk: EmpiricalRisk, cluster: Cluster) -> None:
     loss = f"{float(few.losses().double().mean()):.5g}"  # of the loss itself there is no digest
     cluster.same({"the loss of some rows": loss}, "loss")
     ranks = [(cluster.rank + one) % cluster.size for one in (0, 1)]
-    found = {str(rank): _digest(rows, cluster.share(n, rank)) for rank in ranks}
+    found = {str(rank): digest_rows(rows, cluster.share(n, rank)) for rank in ranks}
     every = cluster.meet("digests of rows", found)
     for rank in range(cluster.size):
         before = (rank - 1) % cluster.size
@@ -78,8 +77,3 @@ def check_unwrapped(model: nn.Module) -> None:
             "expected a model that is not wrapped in DistributedDataParallel, which waits for all "
             "ranks in its forward function. Pass model.module"
         )
-
-
-def _digest(rows: Rows, share: slice) -> str:
-    starts = range(share.start, share.stop, 4 * DIGEST_ROWS)
-    return digest_batches(rows.batch(at, min(at + 4 * DIGEST_ROWS, share.stop)) for at in starts)

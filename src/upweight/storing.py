@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,14 +16,10 @@ from upweight.inverse import BlockFactors, Certificate
 from upweight.inverse.approximate import products_spent
 from upweight.layerwise import GradientStore
 from upweight.risk import EmpiricalRisk
-from upweight.rows import Rows
 from upweight.scores import write_meta
-from upweight.shards import ShardStore, digest_batches, digest_names, sizes
+from upweight.shards import ShardStore, digest_batches, digest_names, digest_rows, sizes
 
 __all__ = ["store_scores"]
-
-# Rows of a batch of which a digest is made. Another number makes other digests.
-DIGEST_ROWS = 256
 
 COUNTS = ("columns", "measured", "products")
 
@@ -218,7 +214,7 @@ def _work(
     told = {key: value for key, value in provenance.items() if key != "certificate"}
     versions = told.pop("versions", {})
     work = {name.replace("_", " "): value for name, value in told.items()}
-    work["rows of fit()"] = digest_batches(_batches(fitted.risk.rows))
+    work["rows of fit()"] = digest_rows(fitted.risk.rows)
     work |= _rows_work("test", test)
     if isinstance(train, GradientStore):
         work["stored gradients"] = digest_batches([json.dumps(train.meta), train.nbytes])
@@ -234,13 +230,8 @@ def _work(
 
 def _rows_work(what: str, risk: EmpiricalRisk, known: str | None = None) -> dict[str, Any]:
     return {
-        f"content of {what} rows": known or digest_batches(_batches(risk.rows)),
+        f"content of {what} rows": known or digest_rows(risk.rows),
         f"names of {what} rows": digest_names(risk.rows.names),
         # a loss or a forward function has no digest; what it gives has
         f"mean {what} loss": f"{float(risk.losses().double().mean()):.6g}",
     }
-
-
-def _batches(rows: Rows) -> Iterator[Any]:
-    for start in range(0, len(rows), DIGEST_ROWS):
-        yield rows.batch(start, min(start + DIGEST_ROWS, len(rows)))

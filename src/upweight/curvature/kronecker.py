@@ -38,7 +38,7 @@ from upweight.curvature.capture import Capture, Piece, find_capture
 from upweight.curvature.inverted import KroneckerInverse
 from upweight.curvature.moments import Corrections, Factors, may_keep
 from upweight.curvature.needs import keep_for_factors
-from upweight.curvature.rests import Rest, RestGradients, RestSums, find_rests
+from upweight.curvature.rests import Rest, RestGradients, RestSums, find_rests, seen_first
 from upweight.curvature.roots import Roots
 from upweight.curvature.rotated import Block, Rotated
 from upweight.curvature.saved import ROOTS, find_work, load_operators, save_blocks
@@ -172,10 +172,9 @@ class KroneckerCurvature(LinearOperator):
                 reasons |= more
                 refused |= {site.name: why for site, why in declined.failed.items()}
         self.capture = capture
-        seen = [rest for rest in rests if rest.seen(capture.rests) is not None]
-        self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
+        self.rests = seen_first(rests, capture.rests)
         self.notes += [rest.note for rest in rests]
-        self.blocks = (*found, *self._unseen(self.rests[len(seen) :]))
+        self.blocks = (*found, *self._unseen(self.gradients_of_rests[1]))
         if factors is not None and work is not None and (risk.cluster is None or risk.cluster.main):
             save_blocks(factors, self.blocks, work, self.notes, refused)
 
@@ -194,8 +193,7 @@ class KroneckerCurvature(LinearOperator):
         self.capture, more = capture.without(declined)
         rests = find_rests(self.risk, reasons | more, other)
         keep_for_factors(self.risk, self.capture.sites, rests, corrected=None)
-        seen = [rest for rest in rests if rest.seen(self.capture.rests) is not None]
-        self.rests = [*seen, *(rest for rest in rests if rest not in seen)]
+        self.rests = seen_first(rests, self.capture.rests)
         places = [lambda s=site: s.entries for site in self.capture.sites]
         places += [lambda r=rest: r.places(self.risk) for rest in self.rests]
         names = [*(s.name for s in self.capture.sites), *(r.name for r in self.rests)]

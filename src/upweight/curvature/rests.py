@@ -13,7 +13,7 @@ from upweight.curvature.rotated import Kind
 from upweight.curvature.sites import Site
 from upweight.risk import EmpiricalRisk
 
-__all__ = ["CHOOSE", "Rest", "RestGradients", "RestSums", "find_rests"]
+__all__ = ["CHOOSE", "Rest", "RestGradients", "RestSums", "find_rests", "seen_first"]
 
 # Up to so many in one module get a dense block.
 DENSE_SIZE = 512
@@ -83,6 +83,11 @@ def find_rests(risk: EmpiricalRisk, reasons: Mapping[str, str], other: str) -> l
         block: Kind = "dense" if small else "diagonal"
         found.append(Rest(owner or kind, kind, tuple(names), size, block, reason, told))
     return found
+
+
+def seen_first(rests: Sequence[Rest], sites: Sequence[Site]) -> list[Rest]:
+    """Those that hooks see at these sites, then the others."""
+    return sorted(rests, key=lambda rest: rest.seen(sites) is None)
 
 
 class RestGradients:

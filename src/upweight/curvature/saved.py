@@ -16,28 +16,23 @@ from torch import Tensor
 
 from upweight.curvature.rotated import Block, Kind, Rotated
 from upweight.risk import EmpiricalRisk
-from upweight.shards import digest_batches
+from upweight.shards import digest_rows
 from upweight.stream import load_tensors, save_tensors
 from upweight.version import __version__
 
 __all__ = ["ROOTS", "Saved", "find_work", "load_operators", "save_blocks", "work_of"]
 
-DIGEST_ROWS = 256
 # What is asked of the loss, of which there is no digest.
 ROOTS = "square of the roots of some rows"
 
 
 def work_of(risk: EmpiricalRisk, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What factors depend on, by names for an error message."""
-    batches = (
-        risk.rows.batch(start, min(start + DIGEST_ROWS, risk.n))
-        for start in range(0, risk.n, DIGEST_ROWS)
-    )
     return {
         "model": risk.model.fingerprint(),
         "parameters": list(risk.model.names),
         "number of training rows": risk.n,
-        "content of training rows": digest_batches(batches),
+        "content of training rows": digest_rows(risk.rows),
         # a loss or a forward function has no digest; what it gives has
         "mean loss": f"{float(risk.losses().double().mean()):.6g}",
         "dtype": str(risk.dtype),

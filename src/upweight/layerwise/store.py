@@ -31,13 +31,12 @@ from upweight.layerwise.holding import Frames
 from upweight.layerwise.sides import LayerGradients, Sides
 from upweight.risk import CHUNK_BYTES, EmpiricalRisk
 from upweight.rows import Rows
-from upweight.shards import digest_batches
+from upweight.shards import digest_rows
 from upweight.stream import atomic_directory
 
 __all__ = ["GradientStore", "Precision", "write_gradients"]
 
 FORMAT = 1
-DIGEST_ROWS = 256
 Precision = Literal["float32", "float64", "float16", "bfloat16"]
 KINDS = {
     "float32": (np.dtype("float32"), torch.float32),
@@ -210,12 +209,6 @@ class GradientStore:
             f"<GradientStore of {len(self)} rows at {self.path}: {self.nbytes / 2**20:,.1f} MiB in "
             f"{self.meta['precision']}{rank}>"
         )
-
-
-def digest_rows(rows: Rows) -> str:
-    """A digest of the content of rows."""
-    starts = range(0, len(rows), DIGEST_ROWS)
-    return digest_batches(rows.batch(at, min(at + DIGEST_ROWS, len(rows))) for at in starts)
 
 
 class _Stored(Sequence["Sides | None"]):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
-__all__ = ["digest_batches", "digest_names"]
+__all__ = ["digest_batches", "digest_names", "digest_rows"]
+
+# Rows of a batch of which a digest is made. Another number makes other digests.
+DIGEST_ROWS = 256
 
 
 def digest_batches(batches: Iterable[Any]) -> str:
@@ -42,6 +45,23 @@ def digest_batches(batches: Iterable[Any]) -> str:
             else:  # its repr may be its address, which is another in every process
                 found.update(type(leaf).__qualname__.encode())
     return found.hexdigest()
+
+
+class Batched(Protocol):
+    """Rows that can be taken some at a time."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, start: int, stop: int) -> Any:
+        """Rows start … stop - 1."""
+        ...
+
+
+def digest_rows(rows: Batched, share: slice | None = None) -> str:
+    """A digest of the content of all rows, or a share, cut into batches that are always alike."""
+    share = share or slice(0, len(rows))
+    starts = range(share.start, share.stop, DIGEST_ROWS)
+    return digest_batches(rows.batch(at, min(at + DIGEST_ROWS, share.stop)) for at in starts)
 
 
 def digest_names(names: Iterable[Any]) -> str:

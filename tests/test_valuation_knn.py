@@ -16,6 +16,10 @@ from sklearn.preprocessing import scale
 from upweight.valuation import knn_judge, knn_proba, knn_shapley
 
 
+def worth(*args, **how):
+    return knn_shapley(*args, **how).values
+
+
 def rows(n=60, d=3, classes=3, seed=0, ties=False):
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 3, (n, d)).astype(float) if ties else rng.normal(size=(n, d))
@@ -71,7 +75,7 @@ def test_equals_the_sum_over_all_subsets(task, itself, seed, n, data):
     if itself:
         x_test, y_test = x, y
     args = (x, y) if itself else (x, y, x_test, y_test)
-    values = knn_shapley(*args, **how)
+    values = worth(*args, **how)
     order = ranked(x, x_test, itself)
     exact = shapley(n, lambda members: utility(members, order, y, y_test, **how))
     np.testing.assert_allclose(values, exact, rtol=0, atol=1e-12)
@@ -88,7 +92,7 @@ def test_values_sum_to_the_gain_over_no_rows_also_when_truncated(seed, itself, t
     order = ranked(x, x_test, itself)
     u = [utility(s, order, y, y_test, k=k, task=task) for s in (range(40), [])]
     for truncate in (None, k, 15, 39):
-        values = knn_shapley(*args, k=k, task=task, truncate=truncate)
+        values = worth(*args, k=k, task=task, truncate=truncate)
         assert values.sum() == pytest.approx(u[0] - u[1], abs=1e-10)
 
 
@@ -96,17 +100,17 @@ def test_values_sum_to_the_gain_over_no_rows_also_when_truncated(seed, itself, t
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_invariances(seed, k):
     x, y = rows(50, 4, 3, seed)
-    values = knn_shapley(x, y, k=k)
+    values = worth(x, y, k=k)
     rng = np.random.default_rng(seed)
     order = rng.permutation(50)
     moved = 4 * x[order][:, rng.permutation(4)] + 0.5
-    np.testing.assert_allclose(knn_shapley(moved, y[order], k=k), values[order], atol=1e-15)
+    np.testing.assert_allclose(worth(moved, y[order], k=k), values[order], atol=1e-15)
     renamed = np.array(["c", "a", "b"])[y]
-    np.testing.assert_array_equal(knn_shapley(x, renamed, k=k).round(14), values.round(14))
+    np.testing.assert_array_equal(worth(x, renamed, k=k).round(14), values.round(14))
     z = x.sum(axis=1)
-    numbers = knn_shapley(x, z, k=k, task="regression")
+    numbers = worth(x, z, k=k, task="regression")
     np.testing.assert_allclose(
-        knn_shapley(x, 10 - 3 * z, k=k, task="regression"), 9 * numbers, atol=1e-12
+        worth(x, 10 - 3 * z, k=k, task="regression"), 9 * numbers, atol=1e-12
     )
 
 
@@ -125,22 +129,22 @@ def test_invariances(seed, k):
 )
 def test_labels_of_any_type(names):
     x, y = rows(30, 2, 2)
-    plain = knn_shapley(x, y, x[:5] + 0.1, y[:5])
-    np.testing.assert_array_equal(knn_shapley(x, names[y], x[:5] + 0.1, names[y[:5]]), plain)
-    np.testing.assert_array_equal(knn_shapley(x, list(names[y])), knn_shapley(x, y))
+    plain = worth(x, y, x[:5] + 0.1, y[:5])
+    np.testing.assert_array_equal(worth(x, names[y], x[:5] + 0.1, names[y[:5]]), plain)
+    np.testing.assert_array_equal(worth(x, list(names[y])), worth(x, y))
 
 
 def test_test_labels_that_no_training_row_has_match_nothing():
     x, y = rows(20, 2, 2)
-    values = knn_shapley(x, y, x[:1], np.array([7]))
+    values = worth(x, y, x[:1], np.array([7]))
     np.testing.assert_array_equal(values, np.zeros(20))
-    assert (knn_shapley(x, y, x[:1], np.array([7]), truncate=10) == 0).all()
+    assert (worth(x, y, x[:1], np.array([7]), truncate=10) == 0).all()
 
 
 def test_two_rows_that_are_equal_are_worth_the_same_to_others():
     x, y = rows(30, 2, 2)
     x[1], y[1] = x[0], y[0]
-    values = knn_shapley(x, y, x[5:] + 0.01, y[5:], k=5)
+    values = worth(x, y, x[5:] + 0.01, y[5:], k=5)
     assert values[0] == pytest.approx(values[1], abs=1e-12)
 
 
@@ -165,25 +169,25 @@ def test_truncation_changes_little_and_does_so_within_the_bound(seed, k, truncat
     rng = np.random.default_rng(seed)
     x, y = rows(200, 2, 3, seed)
     one = rng.normal(size=(1, 2))  # a single test row: values are what it contributes
-    full = knn_shapley(x, y, one, [0], k=k)
-    short = knn_shapley(x, y, one, [0], k=k, truncate=truncate)
+    full = worth(x, y, one, [0], k=k)
+    short = worth(x, y, one, [0], k=k, truncate=truncate)
     assert 0 < np.abs(short - full).max() < 1 / truncate
     y = rng.normal(size=200)
-    full = knn_shapley(x, y, one, [0.3], k=k)
-    short = knn_shapley(x, y, one, [0.3], k=k, truncate=truncate)
+    full = worth(x, y, one, [0.3], k=k)
+    short = worth(x, y, one, [0.3], k=k, truncate=truncate)
     assert 0 < np.abs(short - full).max() < 40 * np.abs(y - y.mean()).max() ** 2 / truncate
 
 
 def test_truncation_at_all_players_is_none():
     x, y = rows(30)
-    np.testing.assert_array_equal(knn_shapley(x, y, truncate=29), knn_shapley(x, y))
-    np.testing.assert_array_equal(knn_shapley(x, y, truncate=500), knn_shapley(x, y))
+    np.testing.assert_array_equal(worth(x, y, truncate=29), worth(x, y))
+    np.testing.assert_array_equal(worth(x, y, truncate=500), worth(x, y))
 
 
 def test_more_neighbours_can_be_kept_than_are_valued():
     x, y = rows(40, ties=True)
     judged = knn_judge(x, y, truncate=7, keep=20)
-    np.testing.assert_array_equal(judged.values, knn_shapley(x, y, truncate=7))
+    np.testing.assert_array_equal(judged.values, worth(x, y, truncate=7))
     np.testing.assert_array_equal(judged.indices, knn_judge(x, y, keep=20).indices)
 
 
@@ -197,7 +201,7 @@ def test_other_labels_are_valued_from_what_was_kept(task, block, keep, monkeypat
     options = {"k": 4, "task": task, "truncate": keep, "block": block, "seed": 3}
     judged = knn_judge(x, y, keep=keep, **options)
     np.testing.assert_allclose(judged.revalue(y), judged.values, atol=1e-15)
-    fresh = knn_shapley(x, other, **options)
+    fresh = worth(x, other, **options)
     np.testing.assert_allclose(judged.revalue(other), fresh, atol=1e-15)
     np.testing.assert_array_equal(judged.revalue(other, n_jobs=2), judged.revalue(other))
     unlabelled = knn_judge(x, k=4, keep=keep, block=block, seed=3)
@@ -208,10 +212,10 @@ def test_other_labels_are_valued_from_what_was_kept(task, block, keep, monkeypat
 def test_other_labels_are_valued_exactly_where_everything_was_kept():
     x, y = rows(40)
     judged = knn_judge(x, y, keep=39)
-    np.testing.assert_allclose(judged.revalue(y[::-1]), knn_shapley(x, y[::-1]), atol=1e-15)
+    np.testing.assert_allclose(judged.revalue(y[::-1]), worth(x, y[::-1]), atol=1e-15)
     x_test, y_test = rows(9, seed=1)
     judged = knn_judge(x, y, x_test, y_test, keep=40)
-    fresh = knn_shapley(x, y[::-1], x_test, y_test)
+    fresh = worth(x, y[::-1], x_test, y_test)
     np.testing.assert_allclose(judged.revalue(y[::-1], y_test), fresh, atol=1e-15)
 
 
@@ -222,12 +226,12 @@ def test_blocks_are_judged_apart():
     for part in range(4):
         inside = np.flatnonzero(judged.parts == part)
         assert set(judged.indices[inside].ravel()) <= set(inside)
-        alone = knn_shapley(x[inside], y[inside]) * 25 / 100
+        alone = worth(x[inside], y[inside]) * 25 / 100
         np.testing.assert_allclose(judged.values[inside], alone, atol=1e-15)
     again, other = (knn_judge(x, y, block=30, seed=seed).parts for seed in (5, 6))
     np.testing.assert_array_equal(again, judged.parts)
     assert (other != judged.parts).any()
-    np.testing.assert_array_equal(knn_shapley(x, y, block=100), knn_shapley(x, y))
+    np.testing.assert_array_equal(worth(x, y, block=100), worth(x, y))
 
 
 def test_truncated_blocks_still_sum_to_the_gain():
@@ -266,7 +270,7 @@ def test_finds_flipped_labels(load, area, truncate):
     areas = []
     for seed in range(3):
         labels, wrong = flipped(y, 0.1, seed)
-        values = knn_shapley(x, labels, truncate=truncate)
+        values = worth(x, labels, truncate=truncate)
         areas.append(roc_auc_score(wrong, -values))
     assert np.mean(areas) >= area
 
@@ -277,7 +281,7 @@ def test_finds_a_wrong_number():
     y = 100 + x[:, 0] ** 2 + 0.1 * rng.normal(size=300)
     wrong = rng.permutation(300) < 20
     y[wrong] += rng.choice([-3, 3], 20)
-    values = knn_shapley(x, y)
+    values = worth(x, y)
     assert roc_auc_score(wrong, -values) > 0.9  # measured: 0.942
     assert values[wrong].mean() < 0 < values[~wrong].mean()
 
@@ -285,7 +289,7 @@ def test_finds_a_wrong_number():
 def test_memory_does_not_grow_with_the_square_of_the_rows():
     x, y = rows(4000, 4, 3)
     tracemalloc.start()
-    knn_shapley(x, y)  # 128 MB for all distances
+    worth(x, y)  # 128 MB for all distances
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64e6
@@ -330,7 +334,7 @@ X, Y = rows(12, 2, 2)
 )
 def test_bad_input_is_refused(args, options, says):
     with pytest.raises(ValueError, match=says):
-        knn_shapley(*args, **options)
+        worth(*args, **options)
 
 
 def test_bad_input_to_a_judgement_is_refused():

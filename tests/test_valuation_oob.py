@@ -16,7 +16,7 @@ from sklearn.ensemble import (
 )
 from sklearn.metrics import roc_auc_score
 
-from upweight.valuation import data_oob
+from upweight.valuation import oob_judge
 
 NAMES = {
     "from 0": np.array([0, 1, 2]),
@@ -40,7 +40,7 @@ def test_equals_scikit_learn(names, kind, max_samples):
     x, y = load_iris(return_X_y=True)
     labels = names[y]
     forest = fitted(kind, x, labels, max_samples=max_samples, min_samples_leaf=3)
-    judged = data_oob(forest, x, labels)
+    judged = oob_judge(forest, x, labels)
     np.testing.assert_allclose(judged.proba, forest.oob_decision_function_, rtol=1e-12)
     np.testing.assert_array_equal(judged.classes, forest.classes_)
     codes = np.searchsorted(forest.classes_, labels)
@@ -55,7 +55,7 @@ def test_equals_scikit_learn(names, kind, max_samples):
 def test_equals_scikit_learn_in_regression(kind):
     x, y = load_diabetes(return_X_y=True)
     forest = fitted(kind, x, y)
-    judged = data_oob(forest, x, y)
+    judged = oob_judge(forest, x, y)
     np.testing.assert_allclose(judged.prediction, forest.oob_prediction_, rtol=1e-12)
     assert judged.proba is None
     assert judged.classes is None
@@ -67,7 +67,7 @@ def test_equals_scikit_learn_in_regression(kind):
 def test_weights_of_a_forest_are_no_hindrance():
     x, y = load_iris(return_X_y=True)
     forest = fitted(RandomForestClassifier, x, y, class_weight="balanced_subsample")
-    np.testing.assert_allclose(data_oob(forest, x, y).proba, forest.oob_decision_function_)
+    np.testing.assert_allclose(oob_judge(forest, x, y).proba, forest.oob_decision_function_)
 
 
 @pytest.mark.parametrize("names", [NAMES["from 1"], NAMES["text"]], ids=["from 1", "text"])
@@ -80,9 +80,9 @@ def test_hard_vote_tree_by_tree(names):
         for row in set(range(178)) - set(drawn.tolist()):
             hits[row] += names[int(tree.predict(x[[row]])[0])] == labels[row]
             counts[row] += 1
-    judged = data_oob(forest, x, labels, soft=False)
+    judged = oob_judge(forest, x, labels, soft=False)
     np.testing.assert_allclose(judged.values, hits / counts)
-    soft = data_oob(forest, x, labels)
+    soft = oob_judge(forest, x, labels)
     np.testing.assert_array_equal(soft.proba, judged.proba)
     assert (soft.values != judged.values).any()
 
@@ -93,12 +93,12 @@ def test_threads_groups_and_chunks_change_nothing(task, max_rows, monkeypatch):
     x, y = load_wine(return_X_y=True)
     y = y if task == "classification" else x.sum(axis=1)
     options = {"trees": 40, "max_rows": max_rows, "seed": 4, "task": task}
-    first = data_oob(None, x, y, **options)
-    np.testing.assert_array_equal(data_oob(None, x, y, n_jobs=3, **options).values, first.values)
+    first = oob_judge(None, x, y, **options)
+    np.testing.assert_array_equal(oob_judge(None, x, y, n_jobs=3, **options).values, first.values)
     monkeypatch.setattr("upweight.valuation.forests.GROUP_BYTES", 1)
     monkeypatch.setattr("upweight.valuation.oob.CHUNK", 50)
-    np.testing.assert_array_equal(data_oob(None, x, y, n_jobs=2, **options).values, first.values)
-    other = data_oob(None, x, y, **{**options, "seed": 5})
+    np.testing.assert_array_equal(oob_judge(None, x, y, n_jobs=2, **options).values, first.values)
+    other = oob_judge(None, x, y, **{**options, "seed": 5})
     assert (other.values != first.values).any()
 
 
@@ -106,18 +106,18 @@ def test_no_tree_judges_what_it_has_seen():
     rng = np.random.default_rng(0)  # nothing to learn, but pure leaves know every row they saw
     x, y = rng.normal(size=(600, 5)), rng.integers(0, 2, 600)
     for options in ({}, {"max_rows": 300, "min_samples_leaf": 1}):
-        judged = data_oob(None, x, y, trees=100, **options)
+        judged = oob_judge(None, x, y, trees=100, **options)
         assert abs(judged.values.mean() - 0.5) < 0.05
     forest = fitted(ExtraTreesClassifier, x, y, trees=100)
     assert forest.score(x, y) == 1
-    assert abs(data_oob(forest, x, y).values.mean() - 0.5) < 0.05
+    assert abs(oob_judge(forest, x, y).values.mean() - 0.5) < 0.05
 
 
 def test_share_of_trees_that_have_not_seen_a_row():
     x, y = load_digits(return_X_y=True)
-    judged = data_oob(None, x, y, trees=100)
+    judged = oob_judge(None, x, y, trees=100)
     assert judged.counts.mean() == pytest.approx(100 * np.exp(-1), rel=0.02)
-    judged = data_oob(None, x, y, trees=100, max_rows=180)
+    judged = oob_judge(None, x, y, trees=100, max_rows=180)
     assert judged.counts.mean() == pytest.approx(100 * np.exp(-180 / 1797), rel=0.02)
 
 
@@ -138,7 +138,7 @@ def test_finds_flipped_labels(load, area, soft):
     areas, proposed = [], []
     for seed in range(3):
         labels, wrong = flipped(y, seed)
-        judged = data_oob(None, x, labels, trees=100, soft=soft, seed=seed)
+        judged = oob_judge(None, x, labels, trees=100, soft=soft, seed=seed)
         areas.append(roc_auc_score(wrong, -judged.values))
         proposed.append((judged.proba.argmax(axis=1) == y)[wrong].mean())
     assert np.mean(areas) >= area
@@ -151,17 +151,17 @@ def test_finds_a_wrong_number():
     y = 100 + x[:, 0] ** 2 + 0.1 * rng.normal(size=300)
     wrong = rng.permutation(300) < 20
     y[wrong] += rng.choice([-3, 3], 20)
-    judged = data_oob(None, x, y, trees=100)
+    judged = oob_judge(None, x, y, trees=100)
     assert roc_auc_score(wrong, -judged.values) > 0.99
     assert (judged.values[wrong] < -9).mean() > 0.9
-    changed = data_oob(None, x, 5 * y - 7, trees=100)
+    changed = oob_judge(None, x, 5 * y - 7, trees=100)
     np.testing.assert_allclose(changed.prediction, 5 * judged.prediction - 7, rtol=0.01)
 
 
 def test_residuals_that_are_mostly_zero():
     y = np.zeros(60)
     y[:3] = 5.5
-    judged = data_oob(None, np.arange(60.0)[:, None] // 10, y, trees=50)
+    judged = oob_judge(None, np.arange(60.0)[:, None] // 10, y, trees=50)
     assert np.isfinite(judged.values).all()
     assert judged.values[:3].max() < judged.values[20:].min() == 0
 
@@ -171,7 +171,7 @@ def test_a_class_that_many_trees_have_not_seen():
     x = rng.normal(size=(200, 3))
     y = np.where(x[:, 0] > 0, "b", "c")
     y[7], x[7] = "a", 9
-    judged = data_oob(None, x, y, trees=80)
+    judged = oob_judge(None, x, y, trees=80)
     np.testing.assert_allclose(judged.proba.sum(axis=1), 1)
     assert judged.proba[7, 0] == judged.values[7] == 0  # who knows class a has seen row 7
     assert (np.delete(judged.values, 7) > 0.5).mean() > 0.9
@@ -182,25 +182,25 @@ def test_balanced_classes_are_not_outvoted():
     y = (np.arange(1000) < 50).astype(int)
     x = rng.normal(size=(1000, 4)) + y[:, None]
     options = {"trees": 60, "min_samples_leaf": 20}
-    plain = data_oob(None, x, y, **options)
-    balanced = data_oob(None, x, y, class_weight="balanced", **options)
+    plain = oob_judge(None, x, y, **options)
+    balanced = oob_judge(None, x, y, class_weight="balanced", **options)
     assert balanced.values[y == 1].mean() > plain.values[y == 1].mean() + 0.2
-    by_label = data_oob(None, x, y, class_weight={0: 1000 / 1900, 1: 10}, **options)
+    by_label = oob_judge(None, x, y, class_weight={0: 1000 / 1900, 1: 10}, **options)
     np.testing.assert_allclose(by_label.values, balanced.values)
 
 
 def test_a_row_that_every_tree_has_seen_has_no_value():
     x, y = load_iris(return_X_y=True)
     with pytest.warns(UserWarning, match="of 150 rows were out of bag for no tree"):
-        judged = data_oob(None, x, y, trees=1)
+        judged = oob_judge(None, x, y, trees=1)
     np.testing.assert_array_equal(np.isnan(judged.values), judged.counts == 0)
     np.testing.assert_array_equal(np.isnan(judged.proba).any(axis=1), judged.counts == 0)
     with pytest.warns(UserWarning, match="grow more trees"):
-        judged = data_oob(None, x, x.sum(axis=1), trees=1)
+        judged = oob_judge(None, x, x.sum(axis=1), trees=1)
     np.testing.assert_array_equal(np.isnan(judged.values), judged.counts == 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data_oob(None, x, y, trees=60)
+        oob_judge(None, x, y, trees=60)
 
 
 X, Y = load_iris(return_X_y=True)
@@ -236,4 +236,4 @@ FOREST = RandomForestClassifier(5, random_state=0).fit(X, Y)
 )
 def test_bad_input_is_refused(forest, x, y, options, says):
     with pytest.raises(ValueError, match=says):
-        data_oob(forest, x, y, **options)
+        oob_judge(forest, x, y, **options)

@@ -193,7 +193,12 @@ class Audit:
         A line per row of the table: ``row``, ``name``, ``suspicion`` in [0, 1], ``label_flag``,
         ``given``, ``proposed``, ``feature_suspicion`` in [0, 1], ``feature_flag``,
         ``suspect_column``, ``duplicate_of`` (an earlier row with the same cells), and the signals
-        that went into them. Values of rows without a target are missing.
+        that went into them. Values of rows without a target are missing. Among the signals are four
+        numbers of what a row is worth: ``influence`` (on the mean loss of left-out rows, negative =
+        it harms), ``self_influence`` (on its own loss, large = learnt by heart), ``knn`` (the
+        KNN-Shapley value, below 0 = it misleads its neighbours) and ``oob`` (the share of the given
+        label among the trees that have not seen the row, a soft Data-OOB value; in regression minus
+        the absolute error). The first two are there unless influence was switched off.
     findings
         A line per finding: ``row`` (missing if it is about a column), ``name``, ``kind``,
         ``score``, ``given``, ``proposed``, ``column``, ``evidence``; the gravest first.

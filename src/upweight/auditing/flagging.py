@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from upweight.auditing.blending import blend
 from upweight.tables import Task
-from upweight.valuation import data_oob, knn_proba, neighbours
+from upweight.valuation import knn_proba, neighbours, oob_judge
 
 __all__ = ["quick_suspicion"]
 
@@ -51,7 +51,7 @@ def quick_suspicion(x: NDArray[Any], y: NDArray[Any], task: Task, seed: int) -> 
     near, _ = neighbours(x, min(VOTES, len(y) - 1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of bag for no tree")
-        judged = data_oob(None, x, y, trees=TREES, task=task, seed=seed)
+        judged = oob_judge(None, x, y, trees=TREES, task=task, seed=seed)
     seen_by_all = judged.counts == 0
     if task == "regression":
         assert judged.prediction is not None

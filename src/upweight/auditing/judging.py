@@ -20,7 +20,7 @@ from upweight.auditing.planting import Calibration, calibrate, plant
 from upweight.auditing.settings import AuditSettings
 from upweight.auditing.steps import Steps
 from upweight.tables import Task
-from upweight.valuation import data_oob, knn_judge, knn_proba
+from upweight.valuation import knn_judge, knn_proba, oob_judge
 
 __all__ = ["SUSPICIOUS", "Judgement", "Other", "judge"]
 
@@ -221,7 +221,7 @@ def _forest(
     enough = max(1, round(trees * np.exp(-1) / unseen))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of bag for no tree")
-        judged = data_oob(
+        judged = oob_judge(
             None, x, y, trees=enough, task=task, max_rows=DRAWN, seed=seed, n_jobs=_workers(len(x))
         )
     if task == "regression":

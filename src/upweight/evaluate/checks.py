@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["check_confidence", "finite_array", "users_frame"]
+__all__ = ["check_confidence", "finite_array"]
 
 
 def finite_array(values: ArrayLike, name: str, shape: tuple[int | str, ...]) -> NDArray[np.float64]:
@@ -35,11 +33,3 @@ def check_confidence(confidence: float) -> None:
     """Refuse a confidence that is not between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, such as 0.95; got {confidence}")
-
-
-def users_frame() -> int:
-    """The stack level of the call that came from outside the package, for `warnings.warn`."""
-    level, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("upweight."):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from upweight.evaluate.checks import users_frame
+from upweight.frames import users_frame
 
 __all__ = [
     "bootstrap_spearman",

@@ -7,9 +7,9 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from upweight.evaluate.checks import users_frame
-from upweight.evaluate.store import RunStore, write_atomically
+from upweight.evaluate.store import RunStore
 from upweight.evaluate.subsets import check_masks
+from upweight.files import write_atomically
+from upweight.frames import users_frame
+from upweight.jobs import unordered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,7 +216,7 @@ def retrain(
         hopeless = False
         # what has begun is waited for: joblib does not stop workers cleanly
         going_on = takewhile(lambda _: not hopeless, tasks)
-        for group, results in _results(refit, going_on, n_jobs):
+        for group, results in unordered(partial(_run, refit), going_on, n_jobs):
             for run, result in zip(group, results, strict=True):
                 if isinstance(result, str):
                     errors[run] = result
@@ -275,27 +277,6 @@ def _manifest(
         "protocol": protocol,
         "refit": fingerprint,
     }
-
-
-Task: TypeAlias = tuple[list[int], NDArray[np.bool_], NDArray[np.int64]]
-
-
-def _results(
-    refit: Refit, tasks: Iterable[Task], n_jobs: int | None
-) -> Generator[tuple[list[int], list[Result]]]:
-    """The results of groups of runs, as they finish."""
-    if n_jobs == 1:
-        yield from (_run(refit, *task) for task in tasks)
-        return
-    from joblib import Parallel, delayed, parallel_config
-    from joblib.parallel import get_active_backend
-
-    backend: Any = get_active_backend()[0]
-    ours = backend.supports_inner_max_num_threads and backend.inner_max_num_threads is None
-    with parallel_config("loky", inner_max_num_threads=1) if ours else nullcontext():
-        lazy = "generator_unordered" if backend.supports_return_generator else "list"
-        parallel: Any = Parallel(n_jobs, return_as=lazy)
-        yield from parallel(delayed(_run)(refit, *task) for task in tasks)
 
 
 def _run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from upweight.frames import users_frame
 
 __all__ = [
     "Certificate",
@@ -189,7 +190,7 @@ def warn_of_indefinite(certificate: Certificate, shifted: Tensor, damping: float
             "not predict retraining; the GGN is never negative, nor is the Hessian with a damping "
             f"above {damping - lowest:.3g}",
             IndefiniteCurvatureWarning,
-            stacklevel=_users_frame(),
+            stacklevel=users_frame(),
         )
 
 
@@ -200,14 +201,5 @@ def warn_of_residuals(residuals: Tensor, limit: float, why: str) -> None:
         warnings.warn(
             f"solved only to a relative residual of {worst:.1e}: {why}",
             ResidualWarning,
-            stacklevel=_users_frame(),
+            stacklevel=users_frame(),
         )
-
-
-def _users_frame() -> int:
-    """The stack level of the call that came from outside the package, for `warnings.warn`."""
-    # Python 3.12 has skip_file_prefixes for this.
-    level, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("upweight."):
-        level, frame = level + 1, frame.f_back
-    return level

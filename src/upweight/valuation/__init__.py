@@ -1,4 +1,21 @@
-"""Values of training rows from index sets and numbers alone: arrays in, arrays out, no model.
+"""Values of training rows, from index sets and numbers alone: no model of PyTorch is seen here.
+
+How much is a row worth? Asked of a *utility*, a set of rows → a number:
+
+- ``utility``      `Utility`; `FunctionUtility` of any function
+- ``model_utility``  `ModelUtility`: the score on other rows of an estimator trained on the set
+- ``ridge_utility``, ``knn_utility``, ``refit_utility``  utilities that are fast: in closed form,
+  by neighbours, by many networks trained at once
+- ``grouped``      groups of rows in place of rows
+- ``semivalues``   `shapley`, `banzhaf`, `beta_shapley`, `leave_one_out`: one function a name
+- ``least_core``, ``classwise``  the least core; Shapley's value class by class
+- ``sampling``     which sets are asked for
+- ``engine``, ``cache``  evaluating them side by side, and never twice
+- ``laws``, ``readouts``, ``regressions``  from samples to values and errors: linear algebra
+- ``stopping``     when it is enough
+- ``values``       `Values`, what all of them return
+
+Or of nearest neighbours and trees, in closed form:
 
 - ``knn``        rows judged by their nearest neighbours: exact KNN-Shapley, neighbours, votes
 - ``oob``        rows judged by the trees of a forest that have not seen them: Data-OOB
@@ -10,16 +27,70 @@
 - ``games``      the recursions for the values
 """
 
+from upweight.valuation.cache import UtilityCache
 from upweight.valuation.judgement import KnnJudgement, knn_proba
 from upweight.valuation.knn import knn_judge, knn_shapley, neighbours
-from upweight.valuation.oob import OutOfBag, data_oob
+from upweight.valuation.oob import OutOfBag, data_oob, oob_judge
+from upweight.valuation.sampling import (
+    BernoulliSubsets,
+    EverySubset,
+    KernelSubsets,
+    OwenSubsets,
+    Permutations,
+    Sampler,
+    Stratified,
+    WeightedSubsets,
+)
+from upweight.valuation.semivalues import (
+    banzhaf,
+    beta_shapley,
+    delta_shapley,
+    leave_one_out,
+    semivalue,
+    shapley,
+)
+from upweight.valuation.stopping import (
+    Evaluations,
+    Minutes,
+    RankStability,
+    StandardError,
+    Stopping,
+)
+from upweight.valuation.utility import FunctionUtility, Utility, UtilityError
+from upweight.valuation.values import Values, ValueWarning
 
 __all__ = [
+    "BernoulliSubsets",
+    "Evaluations",
+    "EverySubset",
+    "FunctionUtility",
+    "KernelSubsets",
     "KnnJudgement",
+    "Minutes",
     "OutOfBag",
+    "OwenSubsets",
+    "Permutations",
+    "RankStability",
+    "Sampler",
+    "StandardError",
+    "Stopping",
+    "Stratified",
+    "Utility",
+    "UtilityCache",
+    "UtilityError",
+    "ValueWarning",
+    "Values",
+    "WeightedSubsets",
+    "banzhaf",
+    "beta_shapley",
     "data_oob",
+    "delta_shapley",
     "knn_judge",
     "knn_proba",
     "knn_shapley",
+    "leave_one_out",
     "neighbours",
+    "oob_judge",
+    "semivalue",
+    "shapley",
 ]

@@ -11,6 +11,8 @@ from upweight.valuation.checks import Task, count, features
 from upweight.valuation.judgement import KnnJudgement, Labels, make_labels
 from upweight.valuation.parallel import workers
 from upweight.valuation.selection import Batch, Plan, make_plan, map_batches
+from upweight.valuation.utility import row_names
+from upweight.valuation.values import Values
 
 __all__ = ["knn_judge", "knn_shapley", "neighbours"]
 
@@ -144,7 +146,8 @@ def knn_shapley(
     seed: int = 0,
     n_jobs: int = 1,
     batch_size: int | None = None,
-) -> NDArray[np.float64]:
+    names: Any = None,
+) -> Values:
     """Shapley values of training rows in the game of K nearest neighbours: low where one misleads.
 
     The utility of a set S of training rows is a mean over m test rows, of ::
@@ -191,11 +194,13 @@ def knn_shapley(
         Test rows at once; default: such that a batch of distances takes 64 MB at most (or 16 rows
         if these take more). A thread needs about four times that. It changes the result by
         round-off only.
+    names
+        Of the training rows. Default: the index of x, if it is a frame, or 0, …, n − 1.
 
     Returns
     -------
-    ndarray
-        (n,) values, float64. Divided by m as they are, they are of order 1/n.
+    Values
+        Exact, without standard errors. Divided by m as they are, they are of order 1/n.
 
     Raises
     ------
@@ -223,14 +228,25 @@ def knn_shapley(
     >>> y = np.repeat(["no", "yes"], 6)
     >>> y[3] = "yes"
     >>> values = knn_shapley(x, y, k=3)
-    >>> int(values.argmin())
-    3
+    >>> values.top(1, harmful=True)
+      row  value  rank
+    0    3 ...
     """
+    called = row_names(names, len(features(x)), like=x)
     options: Any = {"task": task, "truncate": truncate, "block": block, "seed": seed}
-    options |= {"n_jobs": n_jobs, "batch_size": batch_size}
-    values = knn_judge(x, y, x_test, y_test, k=k, keep=1, **options).values
-    assert values is not None
-    return values
+    work: Any = {"n_jobs": n_jobs, "batch_size": batch_size}
+    judged = knn_judge(x, y, x_test, y_test, k=k, keep=1, **options, **work)
+    assert judged.values is not None
+    m, n = len(judged.indices), judged.rows
+    told = {"method": "KNN-Shapley", "k": k, **options, "task": judged.task, "test_rows": m}
+    told["judges"] = "the training rows themselves" if judged.itself else "test rows"
+    return Values(
+        judged.values,
+        counts=np.full(n, m, np.int64),
+        names=called,
+        provenance=told,
+        stopped="closed form",
+    )
 
 
 def neighbours(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,10 @@ from upweight.valuation.forests import (
     task_of_forest,
 )
 from upweight.valuation.parallel import in_order, workers
+from upweight.valuation.utility import row_names
+from upweight.valuation.values import Values
 
-__all__ = ["OutOfBag", "data_oob"]
+__all__ = ["OutOfBag", "data_oob", "oob_judge"]
 
 MAX_ROWS = 50_000
 LEAF, LEAF_OF_MANY = 2, 5
@@ -30,13 +32,15 @@ CHUNK = 2**15  # rows that a thread predicts at a time
 
 @dataclass(frozen=True, eq=False)
 class OutOfBag:
-    """What the trees of a forest say of the rows that they have not seen, from `data_oob`.
+    """What the trees of a forest say of the rows that they have not seen, from `oob_judge`.
 
     Attributes
     ----------
     values
         (n,) low where a row is probably wrong: in [0, 1] in classification, at most 0 in
         regression; NaN for a row that every tree has seen.
+    errors
+        (n,) their standard errors: what the number of trees leaves open.
     counts
         (n,) how many trees have not seen the row.
     proba
@@ -48,13 +52,14 @@ class OutOfBag:
     """
 
     values: NDArray[np.float64]
+    errors: NDArray[np.float64]
     counts: NDArray[np.int32]
     proba: NDArray[np.float64] | None = None
     classes: NDArray[Any] | None = None
     prediction: NDArray[np.float64] | None = None
 
 
-def data_oob(
+def oob_judge(
     forest: Any,
     x: ArrayLike,
     y: ArrayLike,
@@ -68,7 +73,7 @@ def data_oob(
     seed: int = 0,
     n_jobs: int = 1,
 ) -> OutOfBag:
-    """Data-OOB: how far the trees that have not seen a row agree with its label.
+    """What the trees that have not seen a row say of it: values, probabilities, predictions.
 
     With T_i the trees of a forest whose bootstrap sample does not contain row i, ::
 
@@ -141,7 +146,7 @@ def data_oob(
     >>> x = np.arange(40.0)[:, None]
     >>> y = np.where(np.arange(40) < 20, "low", "high")
     >>> y[5] = "high"
-    >>> judged = data_oob(None, x, y, trees=50)
+    >>> judged = oob_judge(None, x, y, trees=50)
     >>> int(judged.values.argmin()), str(judged.classes[judged.proba[5].argmax()])
     (5, 'low')
     """
@@ -177,6 +182,88 @@ def data_oob(
     return sums.judge()
 
 
+class OutOfBagOptions(TypedDict, total=False):
+    """Keyword arguments of `oob_judge` that `data_oob` hands on to it."""
+
+    soft: bool
+    trees: int
+    task: Task | None
+    max_rows: int
+    min_samples_leaf: int | None
+    class_weight: Literal["balanced"] | Mapping[Any, float] | None
+    seed: int
+    n_jobs: int
+
+
+def data_oob(
+    forest: Any,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    names: Any = None,
+    **options: Unpack[OutOfBagOptions],
+) -> Values:
+    """Data-OOB: how far the trees that have not seen a row agree with its label.
+
+    The mean, over the trees whose bootstrap sample lacks the row, of the probability that they give
+    to its label; in regression, minus the squared residual in units of its spread. See `oob_judge`
+    for the equations, and for probabilities and proposed labels.
+
+    Parameters
+    ----------
+    forest, x, y
+        A fitted forest with the rows it was fitted on; or None, to grow one here.
+    names
+        Of the rows. Default: the index of x, if it is a frame, or 0, …, n − 1.
+    **options
+        `soft`, `trees`, `task`, `max_rows`, `min_samples_leaf`, `class_weight`, `seed` and
+        `n_jobs`, as in `oob_judge`.
+
+    Returns
+    -------
+    Values
+        With the standard errors that the number of trees leaves.
+
+    Raises
+    ------
+    ValueError
+        As in `oob_judge`.
+
+    References
+    ----------
+    Kwon & Zou, Data-OOB: out-of-bag estimate as a simple and efficient data value, ICML 2023.
+
+    Examples
+    --------
+    >>> x = np.arange(40.0)[:, None]
+    >>> y = np.where(np.arange(40) < 20, "low", "high")
+    >>> y[5] = "high"
+    >>> data_oob(None, x, y, trees=50).top(1, harmful=True)["row"].tolist()
+    [5]
+    """
+    called = row_names(names, len(features(x)), like=x)
+    judged = oob_judge(forest, x, y, **options)
+    told = {"method": "Data-OOB", **options, "forest": "grown here" if forest is None else "given"}
+    weight = told.get("class_weight")
+    if isinstance(weight, Mapping):
+        told["class_weight"] = {str(label): float(w) for label, w in weight.items()}
+    number = judged.classes is None
+    meaning = (
+        "the closer to 0 the better: minus the squared residual, in squares of its spread"
+        if number
+        else "high = trees that have not seen the row give its label, low = they give another one"
+    )
+    return Values(
+        judged.values,
+        judged.errors,
+        judged.counts.astype(np.int64),
+        called,
+        told,
+        stopped="closed form",
+        meaning=meaning,
+    )
+
+
 class _Sums:
     """Sums over the out-of-bag trees of every row: predictions, hits of the hard vote, trees."""
 
@@ -186,6 +273,7 @@ class _Sums:
         self.x, self.y, self.classes = x, y, classes
         self.predicted = np.zeros((len(x), 1 if classes is None else len(classes)))
         self.hits = None if soft or classes is None else np.zeros(len(x))
+        self.squares = np.zeros(len(x))  # of what a value is the mean of, or of a prediction
         self.trees = np.zeros(len(x), np.int32)
 
     def add(self, group: list[Tree], n_jobs: int) -> None:
@@ -208,7 +296,13 @@ class _Sums:
             sums[rows] += predicted
             trees[rows] += 1
             if self.hits is not None:
-                self.hits[chunk][rows] += predicted.argmax(axis=1) == y[rows]
+                said = (predicted.argmax(axis=1) == y[rows]).astype(np.float64)
+                self.hits[chunk][rows] += said
+            elif self.classes is None:
+                said = predicted[:, 0]
+            else:
+                said = predicted[np.arange(len(rows)), y[rows]]
+            self.squares[chunk][rows] += said**2
 
     def judge(self) -> OutOfBag:
         """Means, and the values that follow from them."""
@@ -222,13 +316,26 @@ class _Sums:
         with np.errstate(invalid="ignore"):
             self.predicted /= self.trees[:, None]
             hard = None if self.hits is None else self.hits / self.trees
+            squares = self.squares / self.trees
         if self.classes is None:
             prediction = self.predicted[:, 0]
             residuals = self.y - prediction
-            values = -((residuals / _spread(residuals)) ** 2)
-            return OutOfBag(values, self.trees, prediction=prediction)
+            spread = _spread(residuals)
+            values = -((residuals / spread) ** 2)
+            slope = 2 * np.abs(residuals) / spread**2
+            errors = slope * self._error(squares, prediction)
+            return OutOfBag(values, errors, self.trees, prediction=prediction)
         values = self.predicted[np.arange(len(self.y)), self.y] if hard is None else hard
-        return OutOfBag(values, self.trees, self.predicted, self.classes)
+        errors = self._error(squares, values)
+        return OutOfBag(values, errors, self.trees, self.predicted, self.classes)
+
+    def _error(
+        self, squares: NDArray[np.float64], mean: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """(n,) standard errors of means over trees; NaN where fewer than two tell of a row."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = np.sqrt(np.maximum(squares - mean**2, 0.0) / (self.trees - 1))
+        return np.where(self.trees > 1, error, np.nan)
 
 
 def _spread(residuals: NDArray[np.float64]) -> float:

@@ -231,16 +231,11 @@ def test_workers_and_seeds():
 
 
 def test_sets_that_do_not_tell_rows_apart_are_refused():
+    size = FunctionUtility(lambda rows: float(len(rows)), 9)
     with pytest.raises(ValueError, match="sets that bound the deficit; payoffs can be shifted"):
-        least_core(
-            FunctionUtility(lambda rows: 1.0 * len(rows), 9), sampler=BernoulliSubsets(), subsets=5
-        )
-    with pytest.raises(ValueError, match="neither empty nor everything.*there is none"):
-        least_core(
-            FunctionUtility(lambda rows: 1.0 * len(rows), 9),
-            sampler=BernoulliSubsets(1e-6),
-            subsets=5,
-        )
+        least_core(size, sampler=BernoulliSubsets(), subsets=5)
+    with pytest.raises(ValueError, match=r"neither empty nor everything.*there is none"):
+        least_core(size, sampler=BernoulliSubsets(1e-6), subsets=5)
 
 
 # ------------------------------------------------------------------------- samples, and failures

@@ -27,10 +27,15 @@ Or of nearest neighbours and trees, in closed form:
 - ``games``      the recursions for the values
 """
 
-from upweight.valuation.cache import UtilityCache
+from upweight.valuation.cache import CacheWarning, UtilityCache
+from upweight.valuation.grouped import GroupedUtility
 from upweight.valuation.judgement import KnnJudgement, knn_proba
 from upweight.valuation.knn import knn_judge, knn_shapley, neighbours
+from upweight.valuation.knn_utility import KnnUtility
+from upweight.valuation.model_utility import ModelUtility
 from upweight.valuation.oob import OutOfBag, data_oob, oob_judge
+from upweight.valuation.refit_utility import RefitUtility
+from upweight.valuation.ridge_utility import RidgeUtility
 from upweight.valuation.sampling import (
     BernoulliSubsets,
     EverySubset,
@@ -61,16 +66,22 @@ from upweight.valuation.values import Values, ValueWarning
 
 __all__ = [
     "BernoulliSubsets",
+    "CacheWarning",
     "Evaluations",
     "EverySubset",
     "FunctionUtility",
+    "GroupedUtility",
     "KernelSubsets",
     "KnnJudgement",
+    "KnnUtility",
     "Minutes",
+    "ModelUtility",
     "OutOfBag",
     "OwenSubsets",
     "Permutations",
     "RankStability",
+    "RefitUtility",
+    "RidgeUtility",
     "Sampler",
     "StandardError",
     "Stopping",

@@ -140,7 +140,7 @@ class Evaluator:
         found = np.full((count, n + 1), np.nan)
         if isinstance(self.utility, Chained) and length == n:
             found[:] = self._chains(orders, self.utility)
-        elif close is None:
+        elif close is None and n > 1:
             inner = np.arange(1, min(length, n - 1) + 1)
             some = max(1, MASKS // (n * max(1, len(inner))))
             for at in range(0, count, some):
@@ -155,7 +155,7 @@ class Evaluator:
             lengths = self._until_close(orders, found, length, close)
         self._refuse_hopeless(found[:, 1:n], failed)
         found[np.arange(n + 1) > lengths[:, None]] = np.nan
-        self.asked += int(np.minimum(lengths, n - 1).sum())
+        self.asked += int(np.minimum(lengths, max(1, n - 1)).sum())
         return found, lengths
 
     @property
@@ -287,7 +287,8 @@ class Evaluator:
             for order, place in np.argwhere(np.isnan(values)):
                 self.failed += 1
                 if len(self._failures) < NAMED:
-                    self._failures.append((orders[missing[chosen[order]], :place], "gave nan"))
+                    rows = orders[missing[chosen[order]], :place].astype(np.intp)
+                    self._failures.append((rows, "gave nan"))
             self.computed += len(chosen) * (n - 1)
             self._bar.update(len(chosen) * (n - 1))
             return chosen

@@ -105,6 +105,12 @@ def _from_pairs(samples: PairSamples, law: Floats) -> Estimate:
     second differences of neighbours by size, d = x − 2 y + z: a sixth of their mean square; and of
     the plain variance min(n, T) / (3 T), because each of n sizes occurs once too often, or not.
     """
+    unseen = float(law[samples.sizes == 0].sum())
+    if unseen > 1e-12:
+        raise ValueError(
+            f"expected sets of all sizes that the value looks at; {unseen:.2g} of it is about "
+            "sizes that were never drawn: sample for this value"
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         weights = np.where(samples.sizes > 0, law / samples.sizes, 0.0)
     terms = samples.marginals * weights[samples.before]

@@ -553,7 +553,8 @@ print([digest(part) for part in parts])
 """
 
 
-@pytest.mark.parametrize("code", [MODULE, pytest.param(NETWORKS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [MODULE, NETWORKS])
 def test_digests_are_the_same_in_every_process(code):
     first, second = (ast.literal_eval(python(code, seed=seed).stdout) for seed in "12")
     assert first == second

@@ -5,19 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-import dis
 import enum
 import fractions
 import functools
 import hashlib
-import importlib
-import inspect
-import os
 import pathlib
 import random
 import struct
 import sys
-import sysconfig
 import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -25,6 +20,21 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+from upweight.valuation.code_digests import (
+    Unknown,
+    add_builtin,
+    add_callable,
+    add_class,
+    add_code,
+    add_descriptor,
+    add_function,
+    add_method,
+    add_module,
+    add_partial,
+    add_ufunc,
+    version_of,
+)
 
 __all__ = ["digest"]
 
@@ -45,37 +55,6 @@ PLAIN = (
 )
 # Packages of which an object is its class and its attributes.
 TRANSPARENT = ("sklearn", "skorch")
-# What a class has besides that its author wrote.
-MADE = frozenset(
-    (
-        "__dict__",
-        "__weakref__",
-        "__doc__",
-        "__module__",
-        "__qualname__",
-        "__annotations__",
-        "__annotate__",
-        "__annotate_func__",
-        "__annotations_cache__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "_abc_impl",
-        "__abstractmethods__",
-        "__orig_bases__",
-        "__parameters__",
-        "__dataclass_fields__",
-        "__dataclass_params__",
-        "__match_args__",
-        "__slotnames__",
-    )
-)
-
-
-CACHED = type(functools.lru_cache(len))
-
-
-class _Unknown(Exception):
-    """Something of which nothing stable is known."""
 
 
 def digest(*parts: Any) -> str | None:
@@ -119,12 +98,12 @@ def digest(*parts: Any) -> str | None:
     True
     """
     try:
-        return _Digest({}, {}).of(parts).hex()
-    except (_Unknown, RecursionError):
+        return Digest({}, {}).of(parts).hex()
+    except (Unknown, RecursionError):
         return None
 
 
-class _Digest:
+class Digest:
     """The hash of one value.
 
     ``above`` has the values that this one is part of, ``seen`` the code that was met: by identity,
@@ -190,18 +169,18 @@ class _Digest:
             if test(value, kind):
                 add(self, value)
                 return
-        raise _Unknown(kind)
+        raise Unknown(kind)
 
 
 # ------------------------------------------------------------------------------- plain values
 
 
-def _container(to: _Digest, value: Any) -> None:
+def _container(to: Digest, value: Any) -> None:
     kind = type(value)
     name = kind.__name__
     if kind in (set, frozenset):
         # every item as if it were the first
-        parts = sorted(_Digest(to.above, dict(to.seen)).of(item) for item in value)
+        parts = sorted(Digest(to.above, dict(to.seen)).of(item) for item in value)
         to.tag(name, len(parts), *parts)
         return
     if issubclass(kind, dict):
@@ -216,18 +195,18 @@ def _is_named_tuple(value: Any, kind: type) -> bool:
     return isinstance(value, tuple) and hasattr(kind, "_fields") and "_make" in dir(kind)
 
 
-def _named_tuple(to: _Digest, value: Any) -> None:
+def _named_tuple(to: Digest, value: Any) -> None:
     to.tag("namedtuple", type(value).__qualname__, *type(value)._fields)
     to.each("fields", tuple(value))
 
 
-def _plain(to: _Digest, value: Any) -> None:
+def _plain(to: Digest, value: Any) -> None:
     if isinstance(value, datetime.datetime | datetime.time) and value.tzinfo is not None:
         to.tag(str(value.tzinfo))
     to.tag("plain", type(value).__name__, repr(value))
 
 
-def _array(to: _Digest, value: Any) -> None:
+def _array(to: Digest, value: Any) -> None:
     if isinstance(value, np.generic):
         to.tag("scalar")
         value = np.asarray(value)
@@ -235,7 +214,7 @@ def _array(to: _Digest, value: Any) -> None:
         to.each("masked", [np.ma.getmaskarray(value), value.filled()])
         return
     elif type(value) not in (np.ndarray, np.memmap):
-        raise _Unknown(type(value))
+        raise Unknown(type(value))
     to.tag("array", repr(value.dtype), *map(str, value.shape), "")
     if value.dtype.hasobject or value.dtype.kind not in "biufcSUmMV":
         to.each("objects", value.ravel().tolist())
@@ -246,7 +225,7 @@ def _array(to: _Digest, value: Any) -> None:
         to.hash.update(data.view(np.uint8).data)
 
 
-def _random(to: _Digest, value: Any) -> None:
+def _random(to: Digest, value: Any) -> None:
     if isinstance(value, random.Random):
         to.each("random", value.getstate())
     elif isinstance(value, np.random.RandomState):
@@ -258,13 +237,13 @@ def _random(to: _Digest, value: Any) -> None:
         to.each("Generator", [type(value).__name__, bits.state, bits.seed_seq])
 
 
-def _sparse(to: _Digest, value: Any) -> None:
+def _sparse(to: Digest, value: Any) -> None:
     listed = value.tocoo()
     to.tag("sparse", type(value).__name__, *map(str, value.shape), "")
     to.each("entries", [listed.data, *(np.asarray(where) for where in listed.coords)])
 
 
-def _pandas(to: _Digest, value: Any) -> None:
+def _pandas(to: Digest, value: Any) -> None:
     import pandas as pd
 
     name = type(value).__name__
@@ -293,27 +272,27 @@ def _pandas(to: _Digest, value: Any) -> None:
     elif isinstance(value, pd.Timestamp | pd.Timedelta | pd.Period | pd.Interval):
         to.tag(name, repr(value))
     else:
-        raise _Unknown(type(value))
+        raise Unknown(type(value))
 
 
 # ------------------------------------------------------------------------------------- models
 
 
-def _estimator(to: _Digest, value: Any) -> None:
+def _estimator(to: Digest, value: Any) -> None:
     to.each("estimator", [type(value)])
     to.named("parameters", value.get_params(deep=False))  # deep ones are parts of these
 
 
-def _attributes(to: _Digest, value: Any) -> None:
+def _attributes(to: Digest, value: Any) -> None:
     to.each("object", [type(value)])
     to.named("attributes", vars(value))
 
 
-def _torch(to: _Digest, value: Any) -> None:
+def _torch(to: Digest, value: Any) -> None:
     torch: Any = sys.modules["torch"]
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
-            raise _Unknown(type(value))
+            raise Unknown(type(value))
         plain = value.detach().cpu().contiguous().reshape(-1)
         to.tag("tensor", str(value.dtype), str(value.requires_grad), *map(str, value.shape), "")
         to.add(plain.resolve_conj().resolve_neg().view(torch.uint8).numpy())
@@ -336,164 +315,15 @@ def _is_torch_module(value: Any, kind: type) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
-# --------------------------------------------------------------------------------------- code
+# --------------------------------------------------------------------------------- which is which
 
 
-def _version(module: str) -> str | None:
-    """The version of the package, if it is installed: in a place where nobody edits it."""
-    top = module.partition(".")[0]
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
-        stdlib = sysconfig.get_paths()["stdlib"]
-        if file is None or str(file).startswith((stdlib, os.path.realpath(stdlib))):
-            return sys.version.partition(" ")[0]
-    if {"site-packages", "dist-packages"}.isdisjoint(pathlib.Path(file or "").parts):
-        return None
-    found = getattr(sys.modules.get(top), "__version__", None)
-    if isinstance(found, str):
-        return found
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(top)
-    except PackageNotFoundError:
-        return None
-
-
-def _installed(to: _Digest, value: Any) -> bool:
-    """Add the name and version of what is installed, if it can be found by that name."""
-    module, name = str(getattr(value, "__module__", None)), str(getattr(value, "__qualname__", "<"))
-    version = _version(module)
-    if version is None or "<" in name:  # <lambda>, <locals>
-        return False
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = inspect.getattr_static(found, part, None)
-    if getattr(found, "__func__", found) is not value:  # static and class methods
-        return False
-    to.tag("installed", module, name, version)
-    return True
-
-
-def _function(to: _Digest, value: types.FunctionType) -> None:
-    if _installed(to, value):
-        return
-    to.tag("function", value.__module__ or "", value.__qualname__, sys.version.partition(" ")[0])
-    to.each("code", [value.__code__, value.__defaults__, value.__kwdefaults__])
-    # what was wrapped is in the closure
-    to.named("attributes", {k: v for k, v in vars(value).items() if k != "__wrapped__"})
-    cells = value.__closure__ or ()
-    to.tag("closure", len(cells))
-    for cell in cells:
-        try:
-            to.add(cell.cell_contents)
-        except ValueError:
-            to.tag("empty")
-    for name in _globals_of(value.__code__):
-        to.tag("global", name)
-        built_in = vars(sys.modules["builtins"])
-        if name in value.__globals__:
-            to.add(value.__globals__[name])
-        else:
-            to.tag("built in" if name in built_in else "missing")
-
-
-def _globals_of(code: types.CodeType) -> list[str]:
-    names = {
-        str(step.argval)
-        for step in dis.get_instructions(code)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(_globals_of(constant))
-    return sorted(names)
-
-
-def _code(to: _Digest, value: types.CodeType) -> None:
-    to.tag(value.co_name, value.co_flags, value.co_argcount, value.co_posonlyargcount)
-    to.tag(value.co_kwonlyargcount, value.co_code, getattr(value, "co_exceptiontable", b""))
-    to.each("names", [value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars])
-    to.each("constants", value.co_consts)
-    imported = [s.argval for s in dis.get_instructions(value) if s.opname == "IMPORT_NAME"]
-    for name in imported:
-        found = sys.modules.get(name)
-        if found is None:
-            try:
-                found = importlib.import_module(name)
-            except Exception:
-                raise _Unknown(name) from None
-        to.add(found)
-
-
-def _class(to: _Digest, value: type) -> None:
-    if _installed(to, value):
-        return
-    if value.__module__ in sys.builtin_module_names:
-        raise _Unknown(value)
-    to.tag("class", value.__module__, value.__qualname__)
-    to.each("bases", [type(value), *value.__bases__])
-    own = {name: part for name, part in vars(value).items() if name not in MADE}
-    to.named("attributes", own)
-
-
-def _partial(to: _Digest, value: functools.partial[Any]) -> None:
-    to.each("partial", [value.func, value.args, value.keywords])
-
-
-def _method(to: _Digest, value: types.MethodType) -> None:
-    to.each("method", [value.__func__, value.__self__])
-
-
-def _descriptor(to: _Digest, value: Any) -> None:
-    name = type(value).__name__
-    if isinstance(value, property):
-        to.each(name, [value.fget, value.fset, value.fdel])
-    elif isinstance(value, functools.cached_property):
-        to.each(name, [value.func])
-    elif isinstance(value, types.MemberDescriptorType):
-        to.tag(name, value.__name__)
-    else:
-        to.each(name, [value.__func__])
-
-
-def _builtin(to: _Digest, value: Any) -> None:
-    owner = getattr(value, "__self__", getattr(value, "__objclass__", None))
-    if owner is None or isinstance(owner, types.ModuleType):
-        if not _installed(to, value):
-            raise _Unknown(value)
-        return
-    to.tag("builtin", value.__name__)
-    to.add(owner)
-
-
-def _callable(to: _Digest, value: Any) -> None:
-    if _installed(to, value):
-        return
-    if not isinstance(value, CACHED):
-        raise _Unknown(value)
-    to.each("cached", [value.__wrapped__])
-
-
-def _module(to: _Digest, value: types.ModuleType) -> None:
-    version = _version(value.__name__)
-    if version is None:
-        raise _Unknown(value)
-    to.tag("module", value.__name__, version)
-
-
-def _ufunc(to: _Digest, value: np.ufunc) -> None:
-    if getattr(np, value.__name__, None) is not value:
-        raise _Unknown(value)
-    to.tag("ufunc", value.__name__, np.__version__)
-
-
-def _enumeration(to: _Digest, value: enum.Enum) -> None:
+def _enumeration(to: Digest, value: enum.Enum) -> None:
     to.tag("enum", str(value.name))
     to.each("of", [type(value)] if isinstance(value.name, str) else [type(value), value.value])
 
 
-def _dataclass(to: _Digest, value: Any) -> None:
+def _dataclass(to: Digest, value: Any) -> None:
     to.each("dataclass", [type(value)])
     to.named("fields", {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
 
@@ -514,7 +344,7 @@ def _exactly(*kinds: type) -> Callable[[Any, type], bool]:
 
 def _from(*packages: str) -> Callable[[Any, type], bool]:
     return lambda value, kind: (
-        kind.__module__.partition(".")[0] in packages and _version(kind.__module__) is not None
+        kind.__module__.partition(".")[0] in packages and version_of(kind.__module__) is not None
     )
 
 
@@ -531,7 +361,7 @@ def _is_sparse(value: Any, kind: type) -> bool:
 
 
 # The first that fits.
-_KINDS: tuple[tuple[Callable[[Any, type], bool], Callable[[_Digest, Any], None]], ...] = (
+_KINDS: tuple[tuple[Callable[[Any, type], bool], Callable[[Digest, Any], None]], ...] = (
     (_exactly(tuple, list, set, frozenset, dict, OrderedDict), _container),
     (_exactly(defaultdict, Counter, deque), _container),
     (_exactly(types.MappingProxyType), lambda to, value: to.each("proxy", [dict(value)])),
@@ -545,18 +375,18 @@ _KINDS: tuple[tuple[Callable[[Any, type], bool], Callable[[_Digest, Any], None]]
     (_of(np.random.RandomState, np.random.Generator, np.random.BitGenerator), _random),
     (_of(np.random.SeedSequence), _random),
     (_exactly(random.Random), _random),
-    (_of(np.ufunc), _ufunc),
+    (_of(np.ufunc), add_ufunc),
     (_of(enum.Enum), _enumeration),
-    (_exactly(types.FunctionType), _function),
-    (_exactly(types.CodeType), _code),
-    (_exactly(types.MethodType), _method),
-    (_exactly(functools.partial), _partial),
-    (_exactly(types.BuiltinFunctionType, types.MethodDescriptorType), _builtin),
-    (_exactly(types.WrapperDescriptorType, types.MethodWrapperType), _builtin),
-    (_exactly(types.ModuleType), _module),
-    (_exactly(property, staticmethod, classmethod, types.MemberDescriptorType), _descriptor),
-    (_exactly(functools.cached_property), _descriptor),
-    (_of(type), _class),
+    (_exactly(types.FunctionType), add_function),
+    (_exactly(types.CodeType), add_code),
+    (_exactly(types.MethodType), add_method),
+    (_exactly(functools.partial), add_partial),
+    (_exactly(types.BuiltinFunctionType, types.MethodDescriptorType), add_builtin),
+    (_exactly(types.WrapperDescriptorType, types.MethodWrapperType), add_builtin),
+    (_exactly(types.ModuleType), add_module),
+    (_exactly(property, staticmethod, classmethod, types.MemberDescriptorType), add_descriptor),
+    (_exactly(functools.cached_property), add_descriptor),
+    (_of(type), add_class),
     (_is_named_tuple, _named_tuple),
     (_is_pandas, _pandas),
     (_is_sparse, _sparse),
@@ -565,5 +395,5 @@ _KINDS: tuple[tuple[Callable[[Any, type], bool], Callable[[_Digest, Any], None]]
     (_is_estimator, _estimator),
     (lambda value, kind: dataclasses.is_dataclass(kind), _dataclass),
     (_from(*TRANSPARENT), _attributes),
-    (lambda value, kind: callable(value) and hasattr(value, "__qualname__"), _callable),
+    (lambda value, kind: callable(value) and hasattr(value, "__qualname__"), add_callable),
 )

@@ -159,3 +159,9 @@ def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *of: calls.append("name") or replace(*of))
     write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
     assert calls == ["sync", "name"]
+
+
+def test_a_file_is_as_open_to_others_as_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -23,19 +23,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_atomically(Path(folder) / "numbers", lambda file: file.write(b"1 2 3"))
     ...     (Path(folder) / "numbers").read_bytes()
     b'1 2 3'
     """
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    # not by tempfile, whose files are for their maker's eyes alone
+    name = path.with_name(f".writing-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with name.open("xb") as file:
             write(file)
             file.flush()
             # else the new name may reach the disk before the bytes do
             os.fsync(file.fileno())
-        os.replace(name, path)
+        name.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from upweight.report.terminal import kinds_of, plain_warnings
+
 if TYPE_CHECKING:
     from upweight.auditing.config import Config
     from upweight.auditing.settings import AuditSettings
@@ -104,7 +106,7 @@ def audit(
         "target": target,
         "task": task,
         "id": id,
-        "kinds": None if kind is None else _kinds(kind),
+        "kinds": None if kind is None else kinds_of(kind),
         "ignore": None if ignore is None else tuple(ignore),
         "delimiter": delimiter,
         "encoding": encoding,
@@ -118,7 +120,7 @@ def audit(
     settings = _settings(given, base)
     source, digest = _source(file, base)
     folder = out or _default_folder(source, config)
-    with _plain_warnings():
+    with plain_warnings():
         if plan:
             print(
                 audit_terminal.plan(audit_run.plan(source, settings, digest=digest), as_json=json)
@@ -255,7 +257,7 @@ def verify(
     """
     from upweight.report import audit_run, audit_terminal
 
-    with _plain_warnings():
+    with plain_warnings():
         done = audit_run.verify_run(
             run,
             source=source,
@@ -272,17 +274,6 @@ def verify(
 
 
 # ---- from arguments to settings -----------------------------------------------------------------
-
-
-def _kinds(texts: Sequence[str]) -> dict[str, str]:
-    """NAME=KIND, where the name may have an equals sign."""
-    kinds: dict[str, str] = {}
-    for text in texts:
-        name, sign, kind = text.rpartition("=")
-        if not sign or not name or not kind:
-            raise ValueError(f"expected --kind NAME=KIND, such as zip=category; got {text!r}")
-        kinds[name] = kind
-    return kinds
 
 
 def _read_base(path: Path) -> Config:
@@ -345,18 +336,3 @@ def _resumable() -> Generator[None]:
     except KeyboardInterrupt:
         print("upweight: stopped; the same command resumes", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-@contextmanager
-def _plain_warnings() -> Generator[None]:
-    """Warnings in one line, without the place in the code."""
-    import warnings
-
-    from upweight.report.terminal import printable
-
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"upweight: {printable(message)}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before

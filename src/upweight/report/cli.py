@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from upweight.report import audit_cli, doctor_cli, trace_cli
+from upweight.report import audit_cli, doctor_cli, trace_cli, value_cli
 from upweight.report.terminal import printable
 from upweight.version import __version__
 
@@ -29,6 +29,7 @@ demo = App(name="demo", help="Worked examples on data that comes with the packag
 app.command(demo)
 audit_cli.register(app)
 trace_cli.register(app)
+value_cli.register(app)
 doctor_cli.register(app)
 
 

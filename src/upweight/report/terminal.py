@@ -5,9 +5,19 @@ from __future__ import annotations
 import shutil
 import textwrap
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 
-__all__ = ["cut", "escaped", "printable", "table", "width", "wrapped"]
+__all__ = [
+    "cut",
+    "escaped",
+    "kinds_of",
+    "plain_warnings",
+    "printable",
+    "table",
+    "width",
+    "wrapped",
+]
 
 SEPARATOR = "  "
 LEAST = 6  # cells of the terminal for a column that gives way to others
@@ -125,3 +135,27 @@ def table(
 def _padded(text: str, cells: int, *, right: bool) -> str:
     space = " " * (cells - width(text))
     return space + text if right else text + space
+
+
+def kinds_of(texts: Sequence[str]) -> dict[str, str]:
+    """NAME=KIND, where the name may have an equals sign."""
+    kinds: dict[str, str] = {}
+    for text in texts:
+        name, sign, kind = text.rpartition("=")
+        if not sign or not name or not kind:
+            raise ValueError(f"expected --kind NAME=KIND, such as zip=category; got {text!r}")
+        kinds[name] = kind
+    return kinds
+
+
+@contextmanager
+def plain_warnings() -> Generator[None]:
+    """Warnings in one line, without the place in the code."""
+    import warnings
+
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"upweight: {printable(message)}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

@@ -118,6 +118,7 @@ def test_values_of_a_class_sum_to_its_accuracy():
         np.testing.assert_allclose(ratio, ratio[0])
 
 
+@pytest.mark.slow
 def test_flipped_labels_have_low_values():
     x, y = load_iris(return_X_y=True)
     order = np.random.default_rng(5).permutation(len(y))
@@ -134,6 +135,7 @@ def test_flipped_labels_have_low_values():
 # ------------------------------------------------------------------------------ runs and labels
 
 
+@pytest.mark.slow
 def test_workers_rounds_and_names():
     one = class_wise_shapley(tiny(), until=300, seed=3)
     two = class_wise_shapley(tiny(names=list("abcdef")), until=300, seed=3, n_jobs=2)
@@ -197,6 +199,7 @@ def test_rows_judge_each_other_in_folds_without_test_rows():
         assert values.values[y == label].sum() == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_rules_about_quality_end_a_run():
     utility = ModelUtility(NEAREST, (X[50:74], Y[50:74]), TEST)
     good = class_wise_shapley(utility, until=RankStability(0.2) | Evaluations(4_000))

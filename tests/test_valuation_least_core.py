@@ -263,7 +263,7 @@ def test_samples_of_other_values_are_used_again(tmp_path):
     loaded = Values.load(again.save(tmp_path / "values.npz"))
     assert loaded.provenance["deficit"] == again.provenance["deficit"]
     np.testing.assert_array_equal(least_core(loaded).values, again.values)
-    with pytest.raises(ValueError, match="values from samples to go on with"):
+    with pytest.raises(ValueError, match="to go on with; these are of"):
         again.more(utility, 400)
 
 

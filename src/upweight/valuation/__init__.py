@@ -28,10 +28,12 @@ Or of nearest neighbours and trees, in closed form:
 """
 
 from upweight.valuation.cache import CacheWarning, UtilityCache
+from upweight.valuation.classwise import class_wise_shapley
 from upweight.valuation.grouped import GroupedUtility
 from upweight.valuation.judgement import KnnJudgement, knn_proba
 from upweight.valuation.knn import knn_judge, knn_shapley, neighbours
 from upweight.valuation.knn_utility import KnnUtility
+from upweight.valuation.least_core import least_core
 from upweight.valuation.model_utility import ModelUtility
 from upweight.valuation.oob import OutOfBag, data_oob, oob_judge
 from upweight.valuation.refit_utility import RefitUtility
@@ -61,8 +63,9 @@ from upweight.valuation.stopping import (
     StandardError,
     Stopping,
 )
+from upweight.valuation.telling import ValueWarning
 from upweight.valuation.utility import FunctionUtility, Utility, UtilityError
-from upweight.valuation.values import Values, ValueWarning
+from upweight.valuation.values import Values
 
 __all__ = [
     "BernoulliSubsets",
@@ -94,11 +97,13 @@ __all__ = [
     "WeightedSubsets",
     "banzhaf",
     "beta_shapley",
+    "class_wise_shapley",
     "data_oob",
     "delta_shapley",
     "knn_judge",
     "knn_proba",
     "knn_shapley",
+    "least_core",
     "leave_one_out",
     "neighbours",
     "oob_judge",

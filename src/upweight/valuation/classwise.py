@@ -7,26 +7,21 @@ behind a random set of rows of the other classes.
 from __future__ import annotations
 
 import time
-import warnings
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upweight.frames import users_frame
 from upweight.valuation.checks import count
 from upweight.valuation.engine import Evaluator
-from upweight.valuation.model_inputs import own
-from upweight.valuation.model_utility import (
-    ModelUtility,
-    _without_warnings_of_small_sets,  # pyright: ignore[reportPrivateUsage]
-)
-from upweight.valuation.run import _round  # pyright: ignore[reportPrivateUsage]
+from upweight.valuation.model_utility import ModelUtility, without_warnings_of_small_sets
+from upweight.valuation.run import next_round
 from upweight.valuation.samples import Estimate
 from upweight.valuation.stopping import State, Stopping, Verdict, rule_from
+from upweight.valuation.telling import tell, tell_failed
 from upweight.valuation.utility import Evaluated, Utility, each
-from upweight.valuation.values import Values, ValueWarning
+from upweight.valuation.values import Values
 
 __all__ = ["class_wise_shapley"]
 
@@ -131,7 +126,7 @@ def class_wise_shapley(
     total = room if np.isfinite(room) else None
     with Evaluator(game, n_jobs=n_jobs, progress=progress, total=total) as evaluator:
         while not verdict.stop:
-            more = _round(len(terms), cost, rule, state)
+            more = next_round(len(terms), cost, rule, state)
             if not more:
                 break
             units = range(len(terms), len(terms) + more)
@@ -182,14 +177,13 @@ class _InClass(Utility):
 
         _check(utility)
         self.inner = utility
-        self.codes, labels = utility._codes, utility._classes  # pyright: ignore[reportPrivateUsage]
+        self.codes, labels = utility.codes, utility.classes
         self.labels = [str(label) for label in labels]
         self.classes, self.rows = len(labels), utility.n
         self.n = self.rows + self.classes
         self.names = pd.Index([*utility.names, *(f"class {label}" for label in self.labels)])
         self.cache, self.prefer = utility.cache, utility.prefer
-        judges = utility._judges  # pyright: ignore[reportPrivateUsage]
-        self.test = np.concatenate([each.codes for each in judges])
+        self.test = utility.test_codes
 
     @property
     def fingerprint(self) -> str | None:
@@ -206,19 +200,19 @@ class _InClass(Utility):
 
     def evaluate(self, masks: NDArray[np.bool_]) -> Evaluated:
         """Set by set, one fit for each."""
-        with _without_warnings_of_small_sets():
+        with without_warnings_of_small_sets():
             return each(masks, self._worth)
 
     def accuracies(self) -> Floats:
         """(C,) a_c of the model of all rows."""
-        with _without_warnings_of_small_sets():
-            right = _right(self.inner, np.arange(self.rows))
+        with without_warnings_of_small_sets():
+            right = self.inner.right(np.arange(self.rows))
         codes = self.test[right]
         return np.bincount(codes, minlength=self.classes) / len(right)
 
     def _worth(self, players: NDArray[np.intp]) -> float:
         rows, judged = players[players < self.rows], players[players >= self.rows] - self.rows
-        right = _right(self.inner, rows)
+        right = self.inner.right(rows)
         total = 0.0
         for code in judged:
             within = np.count_nonzero(right & (self.test == code)) / len(right)
@@ -233,31 +227,8 @@ def _check(utility: Any) -> None:
             "expected a ModelUtility, whose model can be asked for the classes of the test rows; "
             f"got {type(utility).__name__}"
         )
-    what = None
-    if utility._is_function:  # pyright: ignore[reportPrivateUsage]
-        what = "a function, which tells a score and no classes"
-    elif utility._task != "classification":  # pyright: ignore[reportPrivateUsage]
-        what = "a regression"
-    if what is not None:
-        raise ValueError(f"expected the utility of a classifier; got one of {what}")
-
-
-def _right(utility: ModelUtility, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """(m,) which test rows a model of these rows predicts right."""
-    # As long as ModelUtility has no such method.
-    model_of: Any = utility
-    found: list[NDArray[np.bool_]] = []
-    for judges in model_of._judges:
-        some = rows if judges.allowed is None else rows[judges.allowed[rows]]
-        counts = np.bincount(model_of._codes[some], minlength=len(model_of._classes))
-        if np.count_nonzero(counts) > 1 and len(some) >= model_of._min_rows:
-            model = model_of._fitted(some)
-            labels = np.asarray(model.predict(own(judges.x))).reshape(len(judges.codes))
-            right = labels == model_of._classes[judges.codes]
-        else:  # the most frequent class
-            right = judges.codes == counts.argmax()
-        found.append(right & (judges.codes >= 0))
-    return np.concatenate(found)
+    if utility.task != "classification":
+        raise ValueError(f"expected the utility of a classifier; got one of a {utility.task}")
 
 
 def _contributions(
@@ -340,16 +311,8 @@ def _totals(
 
 
 def _warn(values: Values, game: _InClass, terms: Floats, wanted: Floats | None) -> None:
-    def tell(text: str) -> None:
-        warnings.warn(text, ValueWarning, stacklevel=users_frame())
-
-    failed, evaluations = values.provenance["failed"], values.provenance["evaluations"]
-    if failed:
-        first = values.failures.iloc[0]
-        tell(
-            f"{failed:,} of {evaluations:,} utilities could not be computed, and count nowhere; "
-            f"the first, of {first['size']} rows: {first['error']} (see .failures)"
-        )
+    told = values.provenance
+    tell_failed(told["failed"], told["evaluations"], values.failures)
     seen = np.bincount(game.test[game.test >= 0], minlength=game.classes) > 0
     if not seen.all():
         tell(
@@ -367,8 +330,7 @@ def _warn(values: Values, game: _InClass, terms: Floats, wanted: Floats | None) 
     if values.converged is False:
         tell(
             f"values did not converge: {values.provenance['until']} was asked for, and the run "
-            f"ended with {values.stopped} after {evaluations:,} evaluations; a call with a larger "
-            "budget takes up from there"
+            f"ended with {values.stopped}; a call with a larger budget takes up from there"
         )
 
 

@@ -109,7 +109,8 @@ class Evaluator:
         self.asked += len(masks)
         failed = self.failed
         found = self._masks(masks)
-        self._refuse_hopeless(found, failed)
+        some = masks.any(axis=1) & ~masks.all(axis=1)
+        self._refuse_hopeless(found[some], self.failed - failed, HOPELESS)
         return found
 
     def orders(
@@ -153,7 +154,7 @@ class Evaluator:
             lengths = np.full(count, length, np.int32)
         else:
             lengths = self._until_close(orders, found, length, close)
-        self._refuse_hopeless(found[:, 1:n], failed)
+        self._refuse_hopeless(found[:, 1:n], self.failed - failed, HOPELESS)
         found[np.arange(n + 1) > lengths[:, None]] = np.nan
         self.asked += int(np.minimum(lengths, max(1, n - 1)).sum())
         return found, lengths
@@ -196,7 +197,9 @@ class Evaluator:
             inner = np.arange(start, min(start + stride, length + 1, n))
             if len(inner) and not known:
                 masks = _beginnings(orders[going], inner).reshape(-1, n)
-                found[going[:, None], inner] = self._masks(masks).reshape(len(going), len(inner))
+                found[going[:, None], inner] = self._masks(masks, of_a_size=True).reshape(
+                    len(going), len(inner)
+                )
             for step in range(start, min(start + stride, length + 1)):
                 apart = np.abs(found[going, step] - self.ends[1])
                 near[going] = np.where(apart <= close, near[going] + 1, 0)
@@ -207,16 +210,15 @@ class Evaluator:
                 break
         return lengths
 
-    def _refuse_hopeless(self, found: Floats, before: int) -> None:
-        """Not where one of a round was found, in the cache too: small sets may fail by right."""
-        failed = self.failed - before
-        if failed >= HOPELESS and np.isnan(found).all():
+    def _refuse_hopeless(self, found: Floats, failed: int, most: int) -> None:
+        """Not where one was found, in the cache too: small sets may fail by right."""
+        if failed >= most and np.isnan(found).all():
             raise UtilityError(
                 f"none of {failed} sets could be evaluated; the first ended with: "
                 f"{self._failures[0][1]}"
             )
 
-    def _masks(self, masks: Masks) -> Floats:
+    def _masks(self, masks: Masks, *, of_a_size: bool = False) -> Floats:
         cache = self.utility.cache
         keys = cache.keys(masks)
         found = cache.get(self._problem, keys)
@@ -226,18 +228,30 @@ class Evaluator:
             for at in missing:
                 first.setdefault(keys[at], int(at))
             once = np.array(list(first.values()), np.intp)
-            self._evaluate(masks, once, keys, found)
+            # where all have about one size, all may fail by right
+            most = len(masks) + 1 if of_a_size else max(HOPELESS, 2 * self.utility.n)
+            self._evaluate(masks, once, keys, found, most)
             for at in missing:  # the same set twice
                 found[at] = found[first[keys[at]]]
         self._bar.update(len(masks) - len(missing))
         return found
 
     def _evaluate(
-        self, masks: Masks, wanted: NDArray[np.intp], keys: list[bytes], found: Floats
+        self,
+        masks: Masks,
+        wanted: NDArray[np.intp],
+        keys: list[bytes],
+        found: Floats,
+        hopeless: int,
     ) -> None:
         packed = np.packbits(masks[wanted], axis=1)
         size = _chunk(len(wanted), self._jobs, CHUNK)
-        n, errors = masks.shape[1], dict[int, str]()
+        n, errors, told = masks.shape[1], dict[int, str](), len(self._failures)
+        inner = masks.any(axis=1) & ~masks.all(axis=1)
+
+        def tell() -> None:
+            some = sorted(errors)[: NAMED - told]
+            self._failures[told:] = [(np.flatnonzero(masks[at]), errors[at]) for at in some]
 
         def tasks(left: list[int], size: int) -> Iterable[Any]:
             for at in range(0, len(left), size):
@@ -251,6 +265,9 @@ class Evaluator:
             self.computed += len(at)
             self._bar.update(len(at))
             errors.update({int(at[i]): error for i, error in evaluated.errors.items()})
+            if len(errors) >= hopeless and np.isnan(found[inner]).all():
+                tell()
+                self._refuse_hopeless(found[inner], len(errors), hopeless)
             return chosen
 
         def store(chosen: NDArray[np.intp]) -> None:
@@ -259,8 +276,7 @@ class Evaluator:
 
         self._run(_task, tasks, size=size, many=len(wanted), keep=keep, store=store)
         self.failed += len(errors)
-        for at in sorted(errors)[: NAMED - len(self._failures)]:
-            self._failures.append((np.flatnonzero(masks[at]), errors[at]))
+        tell()
 
     def _chains(self, orders: NDArray[np.int32], utility: Chained) -> Floats:
         """(P, n + 1); an order is taken from the cache if all of it is there."""

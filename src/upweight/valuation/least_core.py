@@ -6,14 +6,12 @@ e the deficit.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upweight.frames import users_frame
 from upweight.valuation.checks import count
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.laws import shapley_law
@@ -25,8 +23,9 @@ from upweight.valuation.sampling import (
     Sampler,
     Stratified,
 )
+from upweight.valuation.telling import tell_failed
 from upweight.valuation.utility import Utility
-from upweight.valuation.values import Values, ValueWarning
+from upweight.valuation.values import Values
 
 __all__ = ["least_core"]
 
@@ -178,14 +177,7 @@ def _drawn(
         failures, failed = evaluator.failures, evaluator.failed
     if not isinstance(samples, SetSamples):
         raise ValueError(f"expected a sampler that draws sets; got {chosen}")
-    if failed:
-        warnings.warn(
-            f"{failed:,} of {evaluator.asked:,} utilities could not be computed, and constrain "
-            f"nothing; the first, of {failures['size'].iloc[0]} rows: "
-            f"{failures['error'].iloc[0]} (see .failures)",
-            ValueWarning,
-            stacklevel=users_frame(),
-        )
+    tell_failed(failed, evaluator.asked, failures, "constrain nothing")
     told = {
         "sampler_name": chosen.name,
         "seed": seed,

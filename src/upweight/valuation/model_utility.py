@@ -29,7 +29,7 @@ from upweight.valuation.model_inputs import (
 from upweight.valuation.scoring import Scoring, laplace, regression_scores, score_many
 from upweight.valuation.utility import Evaluated, Utility, each, row_names
 
-__all__ = ["ModelUtility"]
+__all__ = ["ModelUtility", "without_warnings_of_small_sets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,13 @@ class ModelUtility(Utility):
         number, so that a set has one utility.
     cache
         Default: one in memory.
+
+    Attributes
+    ----------
+    classes
+        (C,) the sorted labels; empty in a regression.
+    codes
+        (n,) positions of the labels of the training rows in them.
 
     Raises
     ------
@@ -145,12 +152,12 @@ class ModelUtility(Utility):
         self._is_function = is_function(estimator, scoring, min_rows)
         self._task = task_for(None if self._is_function else estimator, y)
         self._y = numbers_of(y)
-        self._classes = np.empty(0)
-        self._codes = np.zeros(self.n, np.intp)
+        self.classes = np.empty(0)
+        self.codes = np.zeros(self.n, np.intp)
         if self._task == "classification":
             encoded = encode(y, "y of train")
-            self._classes, self._codes = encoded.classes, encoded.codes.astype(np.intp)
-            self._y = self._classes[self._codes]
+            self.classes, self.codes = encoded.classes, encoded.codes.astype(np.intp)
+            self._y = self.classes[self.codes]
         self._scoring: Any = None
         self._scored_by: Any = None
         self._model: Any = estimator
@@ -168,7 +175,7 @@ class ModelUtility(Utility):
         folds = count(folds, "folds", 2, self.n, "every fold has a row")
         chance = np.random.default_rng(self._seed).permutation(self.n)
         found = np.empty(self.n, np.intp)
-        found[np.lexsort((chance, self._codes))] = np.arange(self.n) % folds
+        found[np.lexsort((chance, self.codes))] = np.arange(self.n) % folds
         return found
 
     def _fold_judges(self) -> list[_Judges]:
@@ -177,7 +184,7 @@ class ModelUtility(Utility):
         for fold in range(self._folds.max() + 1):
             rows = np.flatnonzero(self._folds == fold)
             x, y = take(self._x, rows), self._y[rows]
-            judges.append(_Judges(self._folds != fold, x, y, self._codes[rows]))
+            judges.append(_Judges(self._folds != fold, x, y, self.codes[rows]))
         return judges
 
     def _test_judges(self, test: tuple[Any, Any]) -> _Judges:
@@ -188,11 +195,11 @@ class ModelUtility(Utility):
             if not self._is_function:
                 task_of(y, "regression")
             return _Judges(None, x, y, np.zeros(len(y), np.intp))
-        place = {label: code for code, label in enumerate(self._classes.tolist())}
+        place = {label: code for code, label in enumerate(self.classes.tolist())}
         codes = np.array([place.get(label, -1) for label in y.tolist()], np.intp)
         new = np.flatnonzero(codes < 0)
         if not len(new):
-            return _Judges(None, x, self._classes[codes], codes)
+            return _Judges(None, x, self.classes[codes], codes)
         smoothed = isinstance(self._scoring, Scoring) and self._scoring.smoothed
         if smoothed or len(new) == len(y):
             raise ValueError(
@@ -230,8 +237,43 @@ class ModelUtility(Utility):
 
     def evaluate(self, masks: NDArray[np.bool_]) -> Evaluated:
         """Set by set, one fit for each, or for each and fold."""
-        with _without_warnings_of_small_sets():
+        with without_warnings_of_small_sets():
             return each(masks, self._utility)
+
+    @property
+    def task(self) -> str:
+        """``"classification"``, ``"regression"``, or ``"function"`` where one is asked."""
+        return "function" if self._is_function else self._task
+
+    @property
+    def test_codes(self) -> NDArray[np.intp]:
+        """(m,) positions of the labels of the test rows in `classes`, −1 where it is not there.
+
+        Without test rows, those of the training rows, fold by fold.
+        """
+        return np.concatenate([judges.codes for judges in self._judges])
+
+    def right(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """(m,) which test rows, in the order of `test_codes`, a model of these rows gets right.
+
+        Where there is no model (see Notes), the most frequent class of the set is predicted.
+        """
+        found: list[NDArray[np.bool_]] = []
+        for judges in self._judges:
+            some = rows if judges.allowed is None else rows[judges.allowed[rows]]
+            counts = np.bincount(self.codes[some], minlength=len(self.classes))
+            if np.count_nonzero(counts) > 1 and len(some) >= self._min_rows:
+                found.append(self._right(self._fitted(some), own(judges.x), judges))
+            else:
+                found.append((judges.codes == counts.argmax()) & (judges.codes >= 0))
+        return np.concatenate(found)
+
+    def _right(self, model: Any, x: Any, judges: _Judges) -> NDArray[np.bool_]:
+        labels = np.asarray(model.predict(x)).reshape(len(judges.codes))
+        known = judges.codes >= 0
+        right = np.zeros(len(known), np.bool_)
+        right[known] = labels[known] == self.classes[judges.codes[known]]
+        return right
 
     def _utility(self, rows: NDArray[np.intp]) -> float:
         scores = [self._judged(rows, judges) for judges in self._judges]
@@ -258,26 +300,24 @@ class ModelUtility(Utility):
     def _judged_classifier(self, rows: NDArray[np.intp], x: Any, judges: _Judges) -> Any:
         from upweight.valuation.stand_ins import AllClasses, ConstantClassifier, filled
 
-        counts = np.bincount(self._codes[rows], minlength=len(self._classes))
+        counts = np.bincount(self.codes[rows], minlength=len(self.classes))
         present, s = np.count_nonzero(counts), len(rows)
         model = self._fitted(rows) if present > 1 and s >= self._min_rows else None
         scoring = self._scoring
         if not isinstance(scoring, Scoring):
             if model is None:
-                model = ConstantClassifier(self._classes, counts)
-            elif present < len(self._classes):
-                model = AllClasses(model, self._classes)
+                model = ConstantClassifier(self.classes, counts)
+            elif present < len(self.classes):
+                model = AllClasses(model, self.classes)
             return scoring(model, x, judges.y)
         if model is None:
             shares = np.tile(counts / max(s, 1), (len(judges.y), 1))
             return score_many(scoring.name, shares, judges.codes, s)
         if scoring.smoothed:
-            proba = filled(model.predict_proba(x), model, self._classes)
+            proba = filled(model.predict_proba(x), model, self.classes)
             return scoring.function(laplace(proba, s), judges.codes)
-        known = np.flatnonzero(judges.codes >= 0)
-        labels = np.asarray(model.predict(x)).reshape(len(judges.y))
-        right = labels[known] == self._classes[judges.codes[known]]
-        return np.count_nonzero(right) / len(labels)
+        right = self._right(model, x, judges)
+        return np.count_nonzero(right) / len(right)
 
     def _judged_regressor(self, rows: NDArray[np.intp], x: Any, judges: _Judges) -> Any:
         from upweight.valuation.stand_ins import ConstantRegressor
@@ -294,7 +334,8 @@ class ModelUtility(Utility):
 
 
 @contextmanager
-def _without_warnings_of_small_sets() -> Generator[None]:
+def without_warnings_of_small_sets() -> Generator[None]:
+    """Context without the warnings that scikit-learn has for sets of few rows."""
     from sklearn.exceptions import ConvergenceWarning, FitFailedWarning, UndefinedMetricWarning
 
     with warnings.catch_warnings():

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upweight.frames import users_frame
 from upweight.valuation.checks import count
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.laws import Semivalue
@@ -24,13 +22,14 @@ from upweight.valuation.sampling import (
     sampler_from,
 )
 from upweight.valuation.stopping import State, Stopping, Verdict, rule_from
+from upweight.valuation.telling import tell, tell_failed
 from upweight.valuation.utility import Utility
-from upweight.valuation.values import Values, ValueWarning
+from upweight.valuation.values import Values
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Settings", "continue_run", "history_of", "read_again", "run"]
+__all__ = ["Settings", "continue_run", "history_of", "next_round", "read_again", "run"]
 
 FIRST = 256  # evaluations of the first round, about
 FEWEST = 4  # units of it: fewer say nothing of how stable ranks are
@@ -99,7 +98,10 @@ def continue_run(
     """See `Values.more`."""
     told = values.provenance
     if values.samples is None or "sampler" not in told:
-        raise ValueError("expected values from samples to go on with; these are of a closed form")
+        raise ValueError(
+            "expected values from samples, such as those of shapley or banzhaf, to go on with; "
+            f"these are of {told.get('method', 'a closed form')}"
+        )
     known = told["utility"], utility.fingerprint
     if utility.n != values.n or (None not in known and known[0] != known[1]):
         raise ValueError(
@@ -192,7 +194,7 @@ def _go(
             verdict = _ALL if every else rule.judge(state)
         while not verdict.stop:
             units = 0 if samples is None else samples.units
-            more = 1 if every else _round(units, cost, rule, state)
+            more = 1 if every else next_round(units, cost, rule, state)
             if not more:
                 break  # what is left of the budget is too little for a draw
             new = settings.sampler.collect(
@@ -250,7 +252,7 @@ def _go(
     return values
 
 
-def _round(units: int, cost: int, rule: Stopping, state: State | None) -> int:
+def next_round(units: int, cost: int, rule: Stopping, state: State | None) -> int:
     """Units to draw next: more each time, as far as there is room; one at least at first."""
     room = rule.room(state)
     wanted = max(-(-FIRST // cost), FEWEST) if not units else max(1, round(GROWTH * units))
@@ -274,7 +276,7 @@ def history_of(values: Values) -> pd.DataFrame:
 
     columns = pd.Index(["evaluations", "error", "stability", "low", "high"])
     samples, told = values.samples, values.provenance
-    if samples is None or samples.units < FEWEST:
+    if samples is None or "semivalue" not in told or samples.units < FEWEST:
         return pd.DataFrame(columns=columns, dtype=np.float64)
     semivalue = _semivalue(told["semivalue"])
     lines: list[tuple[float, ...]] = []
@@ -313,26 +315,13 @@ def _joined(before: Any, now: pd.DataFrame) -> pd.DataFrame:
 
 
 def _warn(values: Values, rule: Stopping) -> None:
-    failed, evaluations = values.provenance["failed"], values.provenance["evaluations"]
-    if failed:
-        first = values.failures.iloc[0]
-        warnings.warn(
-            f"{failed:,} of {evaluations:,} utilities could not be computed, and count nowhere; "
-            f"the first, of {first['size']} rows: {first['error']} (see .failures)",
-            ValueWarning,
-            stacklevel=users_frame(),
-        )
+    told = values.provenance
+    tell_failed(told["failed"], told["evaluations"], values.failures)
     missing = int(np.isnan(values.values).sum())
     if missing:
-        warnings.warn(
-            f"{missing} of {values.n} rows have no value: no sample tells of them",
-            ValueWarning,
-            stacklevel=users_frame(),
-        )
+        tell(f"{missing} of {values.n} rows have no value: no sample tells of them")
     if values.converged is False:
-        warnings.warn(
+        tell(
             f"values did not converge: {rule} was asked for, and the run ended with "
-            f"{values.stopped}; `values.more(utility, …)` goes on",
-            ValueWarning,
-            stacklevel=users_frame(),
+            f"{values.stopped}; `values.more(utility, …)` goes on"
         )

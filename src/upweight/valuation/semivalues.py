@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from upweight.frames import users_frame
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.laws import Semivalue
 from upweight.valuation.run import Settings, read_again, run
@@ -22,6 +21,7 @@ from upweight.valuation.sampling import (
     WeightedSubsets,
 )
 from upweight.valuation.stopping import Stopping
+from upweight.valuation.telling import tell_failed
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values
 
@@ -400,23 +400,13 @@ def leave_one_out(utility: Utility, *, n_jobs: int = 1, progress: bool = True) -
     >>> leave_one_out(square).values
     array([5., 5., 5.])
     """
-    import warnings
-
-    from upweight.valuation.values import ValueWarning
-
     n = utility.n
     quick: Any = getattr(utility, "all_but_one", None)
     with Evaluator(utility, n_jobs=n_jobs, progress=progress, total=n) as evaluator:
         found = evaluator.masks(~np.eye(n, dtype=np.bool_)) if quick is None else quick()
         failures, failed, computed = evaluator.failures, evaluator.failed, evaluator.computed
         ends = evaluator.ends
-    if failed:
-        warnings.warn(
-            f"{failed} of {n} utilities could not be computed, and these rows have no value; the "
-            f"first: {failures['error'].iloc[0]} (see .failures)",
-            ValueWarning,
-            stacklevel=users_frame(),
-        )
+    tell_failed(failed, n, failures, "these rows have no value")
     provenance = {
         "method": "leave-one-out",
         "evaluations": n,

@@ -21,15 +21,11 @@ from upweight.valuation.utility import Utility, row_names
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MEANING", "ValueWarning", "Values"]
+__all__ = ["MEANING", "Values"]
 
 FORMAT = 1
 MEANING = "positive = the row helps (it raises the score on other rows), negative = it harms"
 Floats = NDArray[np.float64]
-
-
-class ValueWarning(UserWarning):
-    """Values that did not converge, or of which some utilities are missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,19 +220,19 @@ class Values:
         import pandas as pd
 
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # numpy leaves a file open that ends too early
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(arrays.pop("meta").tobytes())
+            form = meta["format"]
         except FileNotFoundError:
             raise
         except Exception as error:
             raise ValueError(
                 f"expected values as `Values.save` writes them at {path}; {error}"
             ) from None
-        if meta["format"] != FORMAT:
-            raise ValueError(
-                f"{path} has values of format {meta['format']}; this version reads {FORMAT}"
-            )
+        if form != FORMAT:
+            raise ValueError(f"{path} has values of format {form}; this version reads {FORMAT}")
         samples = {
             name.removeprefix("samples_"): array
             for name, array in arrays.items()

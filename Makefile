@@ -54,12 +54,12 @@ docs: $(VENV)/.stamp-docs  ## the documentation, its examples executed: docs/_bu
 
 # A script that fails, for a bound or otherwise, does not keep the others from running.
 bench: $(VENV)/.stamp-package $(PEERS)/.stamp-peers $(BERGSON)/.stamp-peers  ## upweight beside its peers, which get an environment of their own
-	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit scale page; do \
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit scale values page; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 bench-quick: $(VENV)/.stamp-package  ## our side of the benchmarks alone, on small settings; nothing is written
-	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit scale; do \
+	failed=; for script in wine digits wine_seeds wine_methods_seeds truth mislabel damping retraining audit scale values; do \
 	    $(ONE_THREAD) $(BIN)/python benchmarks/$$script.py --quick || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from figures import quality_by_damping, quality_by_seconds, seconds_of
 from page_audit import audit_part
+from page_values import values_part
 from scale_page import scale_part
 from sides import LIBRARIES, OWN
 from tables import HERE, RESULTS
@@ -366,6 +367,8 @@ def main() -> None:
         "audit": audit,
         "scale": scale,
     }
+    if (options.results / "values.json").exists():
+        results["values"] = load(options.results / "values.json")
     head = HEAD.format(stamps=stamps(results))
     page = "\n\n".join(
         [
@@ -376,6 +379,7 @@ def main() -> None:
             retraining_part(retraining),
             audit_part(audit, table),
             scale_part(scale, options.docs, FIGURES, table, number),
+            *(values_part(results[name], table) for name in ("values",) if name in results),
         ]
     )
     path = options.docs / "benchmarks.md"

@@ -15,7 +15,8 @@ from upweight.report import audit_page, audit_plots
 
 def test_figures_by_name_and_every_one_in_words():
     figures = audit_page.plots(verified(example()))
-    assert list(figures) == ["suspicion", "proposed", "expected", "columns", "verification"]
+    names = ["suspicion", "proposed", "expected", "columns", "verification", "values"]
+    assert list(figures) == names
     page = Page(audit_page.build(verified(example())))
     images = [a for tag, a in page.elements if tag == "svg" and a.get("role") == "img"]
     assert len(images) == len(figures)

@@ -1,0 +1,230 @@
+"""What values are told with, and that they are the same after a while in a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from upweight.valuation import (
+    FunctionUtility,
+    Values,
+    ValueWarning,
+    banzhaf,
+    knn_shapley,
+    leave_one_out,
+    shapley,
+)
+from value_games import TableUtility, enumerated, rough
+
+TABLE = rough(8)
+
+
+def brittle() -> FunctionUtility:
+    def utility(rows):
+        if len(rows) == 1:
+            raise ValueError("alone ☹")
+        return float(np.tanh(rows.sum() / 9))
+
+    return FunctionUtility(utility, 8, names=list("abcdefgh"))
+
+
+def failed() -> Values:
+    with pytest.warns(ValueWarning, match="alone"):
+        return banzhaf(brittle(), p=0.3, until=200)
+
+
+KINDS = {
+    "orders": lambda: shapley(TableUtility(TABLE), until=100),
+    "truncated pairs of orders": lambda: shapley(
+        TableUtility(TABLE), sampler="antithetic", truncation=0.3, until=200
+    ),
+    "sets": lambda: banzhaf(TableUtility(TABLE, fingerprint="table"), until=100),
+    "pairs of sets": lambda: shapley(TableUtility(TABLE), sampler="kernel", until=100),
+    "strata": lambda: shapley(TableUtility(TABLE), sampler="stratified", until=200),
+    "all sets": lambda: shapley(TableUtility(TABLE), sampler="exact"),
+    "failures": failed,
+    "leave-one-out": lambda: leave_one_out(TableUtility(TABLE)),
+    "neighbours": lambda: knn_shapley(np.arange(8.0)[:, None], [0, 1] * 4, k=2),
+    "plain": lambda: Values(np.array([1.5, np.nan, -2.0]), names=["ä", 2, None]),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_saved_and_loaded(kind: str, tmp_path):
+    values = KINDS[kind]()
+    path = values.save(tmp_path / "new folder" / "values.npz")
+    again = Values.load(path)
+    for name in ("values", "errors", "counts"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(values, name))
+        assert getattr(again, name).dtype == getattr(values, name).dtype
+    for name in ("provenance", "converged", "stopped", "meaning"):
+        assert getattr(again, name) == getattr(values, name)
+    assert again.names.tolist() == values.names.tolist()
+    pd.testing.assert_frame_equal(again.history, values.history)
+    pd.testing.assert_frame_equal(again.failures, values.failures, check_dtype=False)
+    assert type(again.samples) is type(values.samples)
+    if values.samples is not None:
+        for name, value in vars(values.samples).items():
+            np.testing.assert_array_equal(getattr(again.samples, name), value)
+            assert type(getattr(again.samples, name)) is type(value)
+    assert repr(again) == repr(values)
+    # no pickle, and no file beside it
+    assert [p.name for p in path.parent.iterdir()] == ["values.npz"]
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            np.lib.format.read_array(io.BytesIO(file.read(name)), allow_pickle=False)
+
+
+def test_read_out_after_a_while_in_a_file(tmp_path):
+    values = shapley(TableUtility(TABLE), until=500)
+    again = Values.load(values.save(tmp_path / "values.npz"))
+    np.testing.assert_array_equal(banzhaf(again).values, banzhaf(values).values)
+
+
+def save_text(path):
+    path.write_text("row,value\n1,2\n")
+
+
+def save_arrays(path):
+    np.savez(path, values=np.ones(3))
+
+
+def save_pickled(path):
+    np.savez(path, meta=np.array([{"format": 1}], object))
+
+
+def save_other_meta(path):
+    np.savez(path, meta=np.frombuffer(json.dumps({"a": 1}).encode(), np.uint8))
+
+
+def save_list_meta(path):
+    np.savez(path, meta=np.frombuffer(b"[1, 2]", np.uint8))
+
+
+def save_newer(path):
+    np.savez(path, meta=np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8))
+
+
+def save_cut(path):
+    KINDS["orders"]().save(path)
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [save_text, save_arrays, save_pickled, save_other_meta, save_list_meta, save_newer, save_cut],
+)
+def test_other_files_are_refused(write, tmp_path):
+    path = tmp_path / "values.npz"
+    write(path)
+    with pytest.raises(ValueError, match=r"values\.npz"):
+        Values.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Values.load(tmp_path / "none.npz")
+
+
+def test_top_rows():
+    values = Values(np.array([0.5, np.nan, -2.0, 0.5, 3.0]), names=list("abcde"))
+    assert values.top(3)["row"].tolist() == ["e", "a", "d"]
+    assert values.top(2, harmful=True)["row"].tolist() == ["c", "a"]
+    assert values.top(2, harmful=True)["value"].tolist() == [-2.0, 0.5]
+    assert values.top(99)["rank"].tolist() == [1, 2, 3, 4]
+    assert "error" not in values.top(1)
+    with pytest.raises(ValueError, match="k of at least 1"):
+        values.top(0)
+    assert "error" in shapley(TableUtility(TABLE), until=100).top(1)
+
+
+def test_frame():
+    values = failed()
+    frame = values.to_frame()
+    assert frame.columns.tolist() == ["value", "error", "low", "high", "count"]
+    assert frame.index.tolist() == list("abcdefgh")
+    assert frame.loc["c", "value"] == values.values[2]
+    np.testing.assert_allclose(
+        frame["high"] - frame["low"], 2 * 1.959964 * values.errors, rtol=1e-6
+    )
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    truth = enumerated(TABLE, np.full(8, 1 / 8))
+    held = {0.5: 0, 0.95: 0}
+    for seed in range(150):
+        values = shapley(TableUtility(TABLE), until=7 * 60, seed=seed)
+        for level in held:
+            low, high = values.interval(level).T
+            held[level] += int(((low <= truth) & (truth <= high)).sum())
+    for level, times in held.items():
+        assert times / (150 * 8) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 300))
+    for level in (0, 1, 95):
+        with pytest.raises(ValueError, match="level between 0 and 1"):
+            values.interval(level)
+
+
+def test_names():
+    with pytest.raises(ValueError, match=r"'a' occurs more than once \(1 names are repeated\)"):
+        Values(np.ones(3), names=["a", "b", "a"])
+    with pytest.raises(ValueError, match="expected 3 names"):
+        Values(np.ones(3), names=["a", "b"])
+    with pytest.raises(ValueError, match="more than once"):
+        FunctionUtility(len, 2, names=[1, 1])
+    values = KINDS["orders"]()
+    other = values.named([f"row {i}" for i in range(8)])
+    assert other.names[3] == "row 3"
+    assert other.values is values.values
+    assert values.names[3] == 3
+    assert values.names.name == other.names.name == "row"
+
+
+def test_shapes_must_fit():
+    with pytest.raises(ValueError, match=r"errors and counts of shape \(3,\)"):
+        Values(np.ones(3), np.ones(2))
+    with pytest.raises(ValueError, match=r"errors and counts of shape \(3,\)"):
+        Values(np.ones(3), np.ones(3), np.ones((3, 1), np.int64))
+
+
+def test_as_an_array():
+    values = Values(np.array([1.0, 2.0]))
+    assert np.asarray(values).tolist() == [1.0, 2.0]
+    assert np.asarray(values, np.float32).dtype == np.float32
+    assert float(np.mean(values)) == 1.5
+    assert len(values) == values.n == 2
+    np.asarray(values)[0] = 7.0
+    assert values.values[0] == 1.0
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_prints(kind: str):
+    values = KINDS[kind]()
+    text = repr(values)
+    assert f"<Values of {values.n} rows" in text
+    assert values.meaning in text
+    lowest = values.names[int(np.nanargmin(values.values))]
+    assert f"lowest:  {lowest} (" in text
+    assert str(values.provenance.get("method", "")) in text
+    assert str(lowest) in values._repr_html_()
+
+
+def test_names_cannot_break_out_of_a_page():
+    values = Values(np.array([1.0, 2.0]), names=["<script>x</script>", "b"])
+    assert "<script>" not in values._repr_html_()
+
+
+def test_values_without_anything():
+    nothing = Values(np.array([np.nan, np.nan]))
+    assert nothing.top().empty
+    assert "2 rows" in repr(nothing)
+    assert nothing._repr_html_()
+
+
+def test_variances_are_of_one_draw():
+    values = shapley(TableUtility(TABLE), until=700)
+    np.testing.assert_allclose(values.variances / values.counts, values.errors**2)

@@ -85,16 +85,25 @@ Task = Callable[..., tuple[Values | None, dict[str, Any]]]
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def split(name: str, train: int, test: int, seed: int, flipped: float = FLIPPED) -> Data:
+def split(
+    name: str,
+    train: int,
+    test: int,
+    seed: int,
+    *,
+    flipped: float = FLIPPED,
+    standardised: bool | None = None,
+) -> Data:
     """A stratified split; a share of its training labels is changed.
 
-    Columns of one unit keep their proportions; those of the wines, of many units, are standardised.
+    Columns of one unit keep their proportions; those of the wines, of many units, are standardised,
+    if nothing else is said.
     """
     x, y = SETS[name](return_X_y=True)
     x, x_test, y, y_test = train_test_split(
         x, y, train_size=train, test_size=test, stratify=y, random_state=seed
     )
-    if name in MANY_UNITS:
+    if name in MANY_UNITS if standardised is None else standardised:
         scaler = StandardScaler().fit(x)
         x, x_test = scaler.transform(x), scaler.transform(x_test)
     else:

@@ -91,7 +91,7 @@ def test_small_sets_may_fail(truncation):
     """As models of one class do; the first steps of all orders do then."""
     u = FunctionUtility(brittle, 12, names=[f"row {i}" for i in range(12)])
     with pytest.warns(
-        ValueWarning, match=r"could not be computed, and count nowhere; the first, of"
+        ValueWarning, match=r"could not be computed, and count nowhere: .* the first, of"
     ):
         values = shapley(u, until=1_500, truncation=truncation)
     failed = values.provenance["failed"]
@@ -313,7 +313,7 @@ def test_nothing_is_evaluated_twice(run: str):
 
     u = FunctionUtility(counted, 12)
     values = RUNS[run](u)
-    assert len(calls) == len(set(calls)) == values.provenance["computed"]
+    assert len(calls) == len(set(calls)) == values.provenance["computed"] + 2  # both ends
     done = len(calls)
     again = RUNS[run](u)
     assert len(calls) == done
@@ -393,7 +393,7 @@ def test_evaluator_by_itself():
         assert evaluator.ends == (TABLE[0], TABLE[-1])
         np.testing.assert_array_equal(evaluator.masks(masks), TABLE[positions(masks)])
         assert evaluator.asked == 300
-        assert evaluator.computed == len(u.cache) <= 302
+        assert evaluator.computed == len(u.cache) - 2 <= 300  # both ends
         orders = np.array([[3, 1, 0, 2, 4, 8, 7, 6, 5]], np.int32)
         utilities, lengths = evaluator.orders(orders, 4, None)
         wanted, _ = Looked(TABLE).orders(orders, 4, None)

@@ -29,6 +29,8 @@ PATIENCE = 5  # beginnings of an order in a row that must be close to all rows
 NAMED = 1_000  # failures that are told one by one
 HOPELESS = 20  # sets of which none could be evaluated
 ATTEMPTS = 3  # with workers that die
+FIRST = 8  # sets at once, as long as nobody knows how long they take
+PORTION = 1.0  # seconds of work that a worker is given at once
 HELD_BACK = 1.0  # seconds between writes to the cache
 
 
@@ -77,11 +79,13 @@ class Evaluator:
         self._n_jobs, self._jobs = n_jobs, workers(n_jobs)
         self._problem = utility.problem
         self._failures: list[tuple[NDArray[np.intp], str]] = []
+        self._pace: dict[str, float] = {}  # seconds that a set, or an order, takes
         self._bar: Any = tqdm(
             total=total, desc="utilities", unit="set", disable=None if progress else True
         )
         try:
             self.ends = self._ends()
+            self.computed = 0  # both are given, and not asked for
         except BaseException:
             self._bar.close()
             raise
@@ -254,12 +258,12 @@ class Evaluator:
             self._failures[told:] = [(np.flatnonzero(masks[at]), errors[at]) for at in some]
 
         def tasks(left: list[int], size: int) -> Iterable[Any]:
-            for at in range(0, len(left), size):
-                chosen = np.array(left[at : at + size], np.intp)
+            for chosen in self._portions(left, size, "set"):
                 yield self.utility, chosen, packed[chosen], n
 
-        def keep(done: tuple[NDArray[np.intp], Evaluated]) -> NDArray[np.intp]:
-            chosen, evaluated = done
+        def keep(done: tuple[NDArray[np.intp], Evaluated, float]) -> NDArray[np.intp]:
+            chosen, evaluated, seconds = done
+            self._pace["set"] = seconds / len(chosen)
             at = wanted[chosen]
             found[at] = evaluated.values
             self.computed += len(at)
@@ -293,18 +297,18 @@ class Evaluator:
         self._bar.update((count - len(missing)) * (n - 1))
 
         def tasks(left: list[int], size: int) -> Iterable[Any]:
-            for at in range(0, len(left), size):
-                chosen = np.array(left[at : at + size], np.intp)
+            for chosen in self._portions(left, size, "order"):
                 yield utility, chosen, orders[missing[chosen]]
 
-        def keep(done: tuple[NDArray[np.intp], Floats]) -> NDArray[np.intp]:
-            chosen, values = done
+        def keep(done: tuple[NDArray[np.intp], Floats, dict[Any, str], float]) -> NDArray[np.intp]:
+            chosen, values, errors, seconds = done
+            self._pace["order"] = seconds / len(chosen)
             found[missing[chosen]] = values
             for order, place in np.argwhere(np.isnan(values)):
                 self.failed += 1
                 if len(self._failures) < NAMED:
                     rows = orders[missing[chosen[order]], :place].astype(np.intp)
-                    self._failures.append((rows, "gave nan"))
+                    self._failures.append((rows, errors.get((order, place), "gave nan")))
             self.computed += len(chosen) * (n - 1)
             self._bar.update(len(chosen) * (n - 1))
             return chosen
@@ -316,6 +320,16 @@ class Evaluator:
         size = _chunk(len(missing), self._jobs, CHAINS)
         self._run(_chain_task, tasks, size=size, many=len(missing), keep=keep, store=store)
         return found
+
+    def _portions(self, left: list[int], most: int, what: str) -> Iterable[NDArray[np.intp]]:
+        """So many at once as take about a second: what is not finished is lost by a kill."""
+        at = 0
+        while at < len(left):
+            pace = self._pace.get(what)
+            size = FIRST if pace is None else int(PORTION / max(pace, 1e-9))
+            size = max(1, min(size, most))
+            yield np.array(left[at : at + size], np.intp)
+            at += size
 
     def _run(
         self,
@@ -363,15 +377,28 @@ class Evaluator:
 
 def _task(
     utility: Utility, chosen: NDArray[np.intp], packed: NDArray[np.uint8], n: int
-) -> tuple[NDArray[np.intp], Evaluated]:
+) -> tuple[NDArray[np.intp], Evaluated, float]:
+    began = time.perf_counter()
     masks = np.unpackbits(packed, axis=1, count=n).view(np.bool_)
-    return chosen, utility.evaluate(masks)
+    return chosen, utility.evaluate(masks), time.perf_counter() - began
 
 
 def _chain_task(
-    utility: Chained, chosen: NDArray[np.intp], orders: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], Floats]:
-    return chosen, utility.chains(orders)
+    utility: Any, chosen: NDArray[np.intp], orders: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], Floats, dict[tuple[int, int], str], float]:
+    """Utilities; and why some failed, by order and place: set by set where a chain raises."""
+    began, errors = time.perf_counter(), dict[tuple[int, int], str]()
+    try:
+        found = utility.chains(orders)
+    except Exception:
+        count, n = orders.shape
+        masks = _beginnings(orders.astype(np.int32), np.arange(n + 1)).reshape(-1, n)
+        evaluated = utility.evaluate(masks)
+        found = evaluated.values.reshape(count, n + 1)
+        for at, error in evaluated.errors.items():
+            order, place = divmod(at, n + 1)
+            errors[order, place] = error
+    return chosen, found, errors, time.perf_counter() - began
 
 
 def _beginnings(orders: NDArray[np.int32], lengths: NDArray[np.intp]) -> Masks:

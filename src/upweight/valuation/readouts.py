@@ -62,8 +62,10 @@ def choose_readout(samples: Samples, semivalue: Semivalue, asked: str) -> Readou
     return "msr" if asked == "msr" else "regression"
 
 
-def read_out(samples: Samples, semivalue: Semivalue, readout: Readout) -> Estimate:
-    """Values and standard errors.
+def read_out(
+    samples: Samples, semivalue: Semivalue, readout: Readout, *, errors: bool = True
+) -> Estimate:
+    """Values and standard errors; these are left out where they are dear and nobody asks.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def read_out(samples: Samples, semivalue: Semivalue, readout: Readout) -> Estima
         return _from_all(samples, law)
     if readout == "regression":
         if semivalue.p is not None:
-            return Estimate(*subset_regression(samples, semivalue.p))
+            return Estimate(*subset_regression(samples, errors=errors))
         return Estimate(*constrained_regression(samples))
     return reused(samples, law, semivalue)
 

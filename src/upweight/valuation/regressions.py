@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from upweight.valuation.samples import SetSamples
 
-__all__ = ["constrained_regression", "subset_regression"]
+__all__ = ["constrained_regression", "is_shrunk", "subset_regression"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Found: TypeAlias = tuple[Floats, Floats, NDArray[np.int64]]  # values, standard errors, counts
@@ -20,7 +20,7 @@ Found: TypeAlias = tuple[Floats, Floats, NDArray[np.int64]]  # values, standard 
 PLENTY = 4  # times as many sets as rows for plain least squares
 
 
-def subset_regression(samples: SetSamples, p: float) -> Found:
+def subset_regression(samples: SetSamples, *, errors: bool = True) -> Found:
     """The p-weighted Banzhaf value as least squares: u(S) ≈ a + Σ_{i ∈ S} v_i.
 
     With sets that have each row with probability p, the columns of Z − p are orthogonal in the
@@ -34,45 +34,67 @@ def subset_regression(samples: SetSamples, p: float) -> Found:
     posterior then, else from the residuals of each draw: they do not suppose that what the fit
     leaves over is the same for all sets.
     """
-    z, u = _centred(samples)
-    count, n = z.shape
-    seen = np.minimum((z > 0).sum(axis=0), (z < 0).sum(axis=0))
-    if count >= PLENTY * n + 2:
-        unit = np.flatnonzero(~np.isnan(samples.utilities)) // samples.per_unit
-        values, errors = _least_squares(z, u, unit)
-    else:
-        values, errors = _by_marginal_likelihood(z, u)
-    values[seen == 0] = errors[seen == 0] = np.nan
-    return values, errors, seen.astype(np.int64)
-
-
-def _centred(samples: SetSamples) -> tuple[Floats, Floats]:
     good = ~np.isnan(samples.utilities)
-    z = samples.masks[good].astype(np.float64)
-    u = samples.utilities[good]
-    return z - z.mean(axis=0), u - u.mean()
+    inside = np.zeros(samples.n)
+    for _, z in samples.chunks():
+        inside += z.sum(axis=0)
+    if not good.all():
+        inside -= samples.masks[~good].sum(axis=0)
+    count = int(good.sum())
+    seen = np.minimum(inside, count - inside).astype(np.int64)
+    if is_shrunk(samples):
+        z, u = samples.masks[good].astype(np.float64), samples.utilities[good]
+        found, off = _by_marginal_likelihood(z - z.mean(axis=0), u - u.mean())
+    else:
+        found, off = _least_squares(samples, good, inside / count, errors=errors)
+    found[seen == 0] = off[seen == 0] = np.nan
+    return found, off, seen
 
 
-def _least_squares(z: Floats, u: Floats, unit: NDArray[np.intp]) -> tuple[Floats, Floats]:
+def is_shrunk(samples: SetSamples) -> bool:
+    """Whether there are too few sets for a fit without a prior."""
+    return int((~np.isnan(samples.utilities)).sum()) < PLENTY * samples.n + 2
+
+
+def _least_squares(
+    samples: SetSamples, good: NDArray[np.bool_], mean: Floats, *, errors: bool
+) -> tuple[Floats, Floats]:
     """Coefficients, and their standard errors by draws: Σ_t (A⁻¹ Σ_{m in t} z_m e_m)² / (1 − h_t).
 
-    A = ZᵀZ, e the residuals, h_t the leverage of draw t (White 1980; the correction is HC2's).
+    A = ZᵀZ of centred Z, e the residuals, h_t the leverage of draw t (White 1980; the correction is
+    HC2's). Z is made some sets at a time, and never there as a whole.
     """
     from scipy.linalg import cho_factor, cho_solve
 
-    count, n = z.shape
-    gram = z.T @ z
+    n = samples.n
+    u = np.where(good, samples.utilities, 0.0)
+    u = np.where(good, u - u.sum() / good.sum(), 0.0)
+
+    def centred(some: slice, z: Floats) -> Floats:
+        z -= mean
+        z[~good[some]] = 0.0
+        return z
+
+    gram, right = np.zeros((n, n)), np.zeros(n)
+    for some, z in samples.chunks():
+        z = centred(some, z)
+        gram += z.T @ z
+        right += z.T @ u[some]
     gram[np.diag_indices(n)] += 1e-12 * max(np.trace(gram) / n, 1e-300)  # a row never drawn
     factor = cho_factor(gram, lower=True)
-    values = cho_solve(factor, z.T @ u)
-    left = u - z @ values
-    parts = z @ cho_solve(factor, np.eye(n))
-    leverage = 1 / count + np.einsum("mi,mi->m", parts, z)
-    parts *= left[:, None]
-    begins = np.flatnonzero(np.diff(unit, prepend=-1))
-    free = np.maximum(1 - np.add.reduceat(leverage, begins), 0.1)
-    parts = np.add.reduceat(parts, begins, axis=0)
-    return values, np.sqrt((parts**2 / free[:, None]).sum(axis=0))
+    values = cho_solve(factor, right)
+    if not errors:
+        return values, np.full(n, np.nan)
+    inverse, spread = cho_solve(factor, np.eye(n)), np.zeros(n)
+    for some, z in samples.chunks():
+        z = centred(some, z)
+        parts = z @ inverse
+        leverage = np.where(good[some], 1 / good.sum() + np.einsum("mi,mi->m", parts, z), 0.0)
+        parts *= (u[some] - z @ values)[:, None]
+        free = 1 - leverage.reshape(-1, samples.per_unit).sum(axis=1)
+        parts = parts.reshape(-1, samples.per_unit, n).sum(axis=1)
+        spread += (parts**2 / np.maximum(free, 0.1)[:, None]).sum(axis=0)
+    return values, np.sqrt(spread)
 
 
 def _by_marginal_likelihood(z: Floats, u: Floats) -> tuple[Floats, Floats]:

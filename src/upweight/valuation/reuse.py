@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from upweight.valuation.laws import Semivalue
 from upweight.valuation.samples import Estimate, SetSamples
 
-__all__ = ["is_matched", "reused"]
+__all__ = ["check_seen", "is_matched", "reused"]
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def reused(samples: SetSamples, law: Floats, semivalue: Semivalue) -> Estimate:
     are never drawn count with a difference of 0: the Shapley kernel leaves out none and all rows.
     """
     good = ~np.isnan(samples.utilities)
-    _check_seen(samples, law, good)
+    check_seen(samples.sizes, law, int(good.sum()))
     masks, u = samples.masks, np.where(good, samples.utilities, 0.0)
     size = masks.sum(axis=1)
     r_in, r_out = _ratios(samples.sizes, law)
@@ -120,11 +120,11 @@ def _ratios(sizes: Floats, law: Floats) -> tuple[Floats, Floats]:
     return r_in, r_out
 
 
-def _check_seen(samples: SetSamples, law: Floats, good: NDArray[np.bool_]) -> None:
-    """A ValueError where sizes that the value looks at were hardly drawn."""
-    near = np.convolve(samples.sizes, np.ones(2), "valid")  # of k and of k + 1 rows
+def check_seen(sizes: Floats, law: Floats, count: int) -> None:
+    """A ValueError where sizes that the value looks at are hardly among so many sets."""
+    near = np.convolve(sizes, np.ones(2), "valid")  # of k and of k + 1 rows
     # few sets of each of many sizes will do, where they are as many as the value looks at
-    rare = (near * max(1, good.sum()) < 0.05) & (near < law / 2)
+    rare = (near * max(1, count) < 0.05) & (near < law / 2)
     unseen = float(law[rare].sum())
     if unseen > UNSEEN:
         raise ValueError(

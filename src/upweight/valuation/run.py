@@ -13,7 +13,9 @@ from upweight.valuation.checks import count
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.laws import Semivalue
 from upweight.valuation.readouts import Readout, choose_readout, read_out
-from upweight.valuation.samples import Estimate, OrderSamples, Samples
+from upweight.valuation.regressions import is_shrunk
+from upweight.valuation.reuse import check_seen
+from upweight.valuation.samples import Estimate, OrderSamples, Samples, SetSamples
 from upweight.valuation.sampling import (
     EverySubset,
     Permutations,
@@ -35,6 +37,7 @@ FIRST = 256  # evaluations of the first round, about
 FEWEST = 4  # units of it: fewer say nothing of how stable ranks are
 GROWTH = 0.4  # a round adds so much to what is there
 POINTS = 12  # of a history
+MANY_SETS = 10**9  # more than any run: what is not seen then never is
 
 _ALL = Verdict(True, None, "all subsets")
 
@@ -53,7 +56,12 @@ class Settings:
     def check(self, n: int) -> None:
         """A ValueError before long work."""
         count(self.seed, "seed", 0)
-        self.sampler.check(self.semivalue.law(n))
+        law = self.semivalue.law(n)
+        self.sampler.check(law)
+        blank = self.sampler.blank(law)
+        readout = choose_readout(blank, self.semivalue, self.readout)
+        if isinstance(blank, SetSamples) and readout == "msr":
+            check_seen(blank.sizes, law, MANY_SETS)
         if self.tolerance is None:
             return
         if not isinstance(self.sampler, Permutations):
@@ -147,6 +155,7 @@ def read_again(values: Values, semivalue: Semivalue, readout: str = "auto") -> V
         **values.provenance,
         **_told(semivalue),
         "readout": chosen,
+        "shrunk": chosen == "regression" and _is_shrunk(values.samples, semivalue),
         "asked_readout": readout,
     }
     return Values(
@@ -226,6 +235,7 @@ def _go(
         "sampler": settings.sampler.to_dict(),
         "sampler_name": settings.sampler.name,
         "readout": readout,
+        "shrunk": readout == "regression" and _is_shrunk(samples, settings.semivalue),
         "asked_readout": settings.readout,
         "truncation": settings.tolerance,
         "seed": settings.seed,
@@ -265,7 +275,8 @@ def _state(
     samples: Samples, semivalue: Semivalue, readout: Readout, evaluations: int, seconds: float
 ) -> State:
     def read(units: NDArray[np.intp] | None) -> Estimate:
-        return read_out(samples if units is None else samples.chosen(units), semivalue, readout)
+        some = samples if units is None else samples.chosen(units)
+        return read_out(some, semivalue, readout, errors=units is None)
 
     return State(read, samples.units, evaluations, seconds)
 
@@ -293,6 +304,10 @@ def history_of(values: Values) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns, dtype=np.float64)
 
 
+def _is_shrunk(samples: Samples, semivalue: Semivalue) -> bool:
+    return isinstance(samples, SetSamples) and semivalue.p is not None and is_shrunk(samples)
+
+
 def _told(semivalue: Semivalue) -> dict[str, Any]:
     options = [[name, list(v) if isinstance(v, tuple) else v] for name, v in semivalue.options]
     return {
@@ -316,7 +331,8 @@ def _joined(before: Any, now: pd.DataFrame) -> pd.DataFrame:
 
 def _warn(values: Values, rule: Stopping) -> None:
     told = values.provenance
-    tell_failed(told["failed"], told["evaluations"], values.failures)
+    so = "count nowhere: values are of the others"
+    tell_failed(told["failed"], told["evaluations"], values.failures, so)
     missing = int(np.isnan(values.values).sum())
     if missing:
         tell(f"{missing} of {values.n} rows have no value: no sample tells of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 __all__ = ["Estimate", "OrderSamples", "PairSamples", "Samples", "SetSamples"]
 
 Floats: TypeAlias = NDArray[np.float64]
+
+CHUNK = 2**22  # numbers of masks at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +111,14 @@ class SetSamples:
     def masks(self) -> NDArray[np.bool_]:
         """(M, n)."""
         return np.unpackbits(self.packed, axis=1, count=self.n).view(np.bool_)
+
+    def chunks(self) -> Iterator[tuple[slice, Floats]]:
+        """The masks as numbers (b, n), whole draws of about 32 MB at a time."""
+        step = max(1, CHUNK // (self.n * self.per_unit)) * self.per_unit
+        for at in range(0, len(self.packed), step):
+            some = slice(at, min(at + step, len(self.packed)))
+            bits = np.unpackbits(self.packed[some], axis=1, count=self.n)
+            yield some, bits.astype(np.float64)
 
     def joined(self, other: SetSamples) -> SetSamples:
         """These, and others behind them."""

@@ -68,6 +68,10 @@ class Sampler(ABC):
         """Draw the units of that number, and have them evaluated; `tolerance` as of orders."""
 
     @abstractmethod
+    def blank(self, law: Floats) -> Samples:
+        """Samples of no units."""
+
+    @abstractmethod
     def cost(self, law: Floats) -> int:
         """Evaluations that a unit takes, at most."""
 
@@ -112,6 +116,12 @@ class Permutations(Sampler):
         utilities, lengths = ask.orders(orders, needed(law), tolerance)
         return OrderSamples(orders, utilities, lengths, 1 + self.antithetic)
 
+    def blank(self, law: Floats) -> OrderSamples:
+        """See `Sampler`."""
+        n = len(law)
+        nothing = np.empty((0, n), np.int32), np.empty((0, n + 1)), np.empty(0, np.int32)
+        return OrderSamples(*nothing, 1 + self.antithetic)
+
     def cost(self, law: Floats) -> int:
         """Of beginnings that are neither empty nor everything, which are known."""
         return max(1, min(needed(law), len(law) - 1)) * (1 + self.antithetic)
@@ -134,6 +144,10 @@ class _Subsets(Sampler):
         return SetSamples(
             np.packbits(masks, axis=1), n, ask.masks(masks), sizes, ask.ends, 1 + self.antithetic
         )
+
+    def blank(self, law: Floats) -> SetSamples:
+        """See `Sampler`."""
+        return _no_sets(self.sizes(law), 1 + self.antithetic)
 
     def cost(self, law: Floats) -> int:
         """A set, and its complement."""
@@ -325,6 +339,11 @@ class Stratified(Sampler):
                 f"leaves out sets of {missing[0]} rows"
             )
 
+    def blank(self, law: Floats) -> PairSamples:
+        """See `Sampler`."""
+        n = len(law)
+        return PairSamples(np.empty((0, n)), np.empty((0, n), np.int32), self.sizes(n))
+
     def cost(self, law: Floats) -> int:
         """Two sets for every row."""
         return 2 * len(law)
@@ -367,6 +386,10 @@ class EverySubset(Sampler):
                 f"{len(law)}: draw some of them with another sampler"
             )
 
+    def blank(self, law: Floats) -> SetSamples:
+        """See `Sampler`."""
+        return _no_sets(np.empty(len(law) + 1), 1, exact=True)
+
     def cost(self, law: Floats) -> int:
         """2^n."""
         return 2 ** len(law)
@@ -403,6 +426,12 @@ def sampler_from(told: dict[str, Any]) -> Sampler:
     """The sampler that `Sampler.to_dict` told of."""
     options = dict(told)
     return _KINDS[options.pop("name")](**options)
+
+
+def _no_sets(sizes: Floats, per_unit: int, *, exact: bool = False) -> SetSamples:
+    n = len(sizes) - 1
+    packed = np.empty((0, -(-n // 8)), np.uint8)
+    return SetSamples(packed, n, np.empty(0), sizes, (0.0, 0.0), per_unit, exact)
 
 
 def _blockwise(

@@ -179,7 +179,9 @@ def banzhaf(
     readout
         ``"msr"``: mean utility of the sets with the row minus that of those without (maximum
         sample re-use). ``"regression"``: the coefficients of a linear fit to the utilities, which
-        tend to the same values with less variance. ``"auto"``: the fit, for up to 3,000 rows.
+        tend to the same values with less variance. Of fewer than 4 n sets, the fit has a prior
+        that draws values to their mean (``provenance["shrunk"]``). ``"auto"``: the fit, for up to
+        3,000 rows.
     until, seed, n_jobs, progress
         As in `shapley`.
 
@@ -444,6 +446,12 @@ def _value(
     n_jobs: int,
     progress: bool,
 ) -> Values:
-    if isinstance(utility, Values):
-        return read_again(utility, settings.semivalue, settings.readout)
-    return run(utility, settings, until, n_jobs=n_jobs, progress=progress)
+    if not isinstance(utility, Values):
+        return run(utility, settings, until, n_jobs=n_jobs, progress=progress)
+    if until is not None or settings.tolerance is not None or settings.seed:
+        raise ValueError(
+            "expected only what values are read out by, beside earlier values, whose samples are "
+            "there; got until, truncation or seed: give the utility to draw others, or "
+            "values.more(utility, until) for more of them"
+        )
+    return read_again(utility, settings.semivalue, settings.readout)

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 HALVINGS = 5
+HALVINGS_OF_MANY = 2  # of more than 500 rows, whose ranks vary less and values are dear
+FEW_ROWS = 8  # ranks of fewer are never surely stable
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class State:
     def stability(self, level: float = 0.95) -> Stability:
         """Spearman's r between values of two random halves of the units, stepped up to all.
 
-        r of the halves becomes 2 r / (1 + r) for twice as many samples (Spearman and Brown). Five
+        r of the halves becomes 2 r / (1 + r) for twice as many samples (Spearman and Brown). Some
         halvings; the interval is one in z = atanh r, by 1.06 / (n − 3) and the variance over them.
         """
         if level not in self._known:
@@ -116,7 +118,7 @@ class State:
         rng = np.random.default_rng(0)
         most = 1 - 1 / rows**2  # so few rows may agree by chance
         z: list[float] = []
-        for _ in range(HALVINGS):
+        for _ in range(HALVINGS if rows <= 500 else HALVINGS_OF_MANY):
             order = rng.permutation(self.units)
             middle = self.units // 2
             a = self._read(np.sort(order[:middle])).values
@@ -263,7 +265,8 @@ class RankStability(Stopping):
 
     Spearman's correlation between the values of two halves of the samples, stepped up to all of
     them, is to be at least `above` at the lower end of its interval. Values that are nothing but
-    noise never pass, however little they move from one sample to the next.
+    noise never pass, however little they move from one sample to the next. Nor do fewer than eight
+    rows, whose ranks agree by chance.
 
     Parameters
     ----------
@@ -338,14 +341,20 @@ def _best(a: bool | None, b: bool | None) -> bool | None:
 
 
 def default_rule(n: int) -> Stopping:
-    """Stable ranks, or a hundred evaluations a row (at least 2,000)."""
-    return RankStability(0.95) | Evaluations(max(2_000, 100 * n))
+    """Stable ranks (small errors, of few rows), or a hundred evaluations a row, at least 2,000."""
+    good = StandardError(0.1) if n < FEW_ROWS else RankStability(0.95)
+    return good | Evaluations(max(2_000, 100 * n))
 
 
 def rule_from(given: Any, n: int) -> Stopping:
     """A rule, a number of evaluations, or None for the default; else a TypeError."""
     if given is None:
         return default_rule(n)
+    if isinstance(given, RankStability) and n < FEW_ROWS:
+        raise ValueError(
+            f"expected a budget beside {given}, which {n} rows never reach: take StandardError(), "
+            "or add | Evaluations(…)"
+        )
     if isinstance(given, Stopping):
         return given
     if isinstance(given, int | np.integer) and not isinstance(given, bool):

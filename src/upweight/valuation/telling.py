@@ -19,7 +19,9 @@ def tell(text: str) -> None:
     warnings.warn(text, ValueWarning, stacklevel=users_frame())
 
 
-def tell_failed(failed: int, asked: int, failures: Any, so: str = "count nowhere") -> None:
+def tell_failed(
+    failed: int, asked: int, failures: Any, so: str = "count nowhere: values are of the others"
+) -> None:
     """Warn of utilities that failed, and what follows; nothing if there are none."""
     if failed:
         first = failures.iloc[0]

@@ -22,6 +22,7 @@ from upweight.report.audit_signals import flags_of
 from upweight.report.audit_summary import doubt, flagged_columns, interval, lead, tiles, todo
 from upweight.report.audit_suspects import MOST_LINES, Suspects, row_names
 from upweight.report.audit_text import counted, name_text, visible
+from upweight.report.audit_values import values_figure
 from upweight.report.page import (
     Block,
     Figure,
@@ -102,9 +103,11 @@ def plots(audit: Audit) -> dict[str, Canvas]:
     dict
         ``suspicion`` (its distribution), ``proposed`` (given and proposed labels or numbers),
         ``expected`` (how many of the first rows are wrong), ``columns`` (cells that do not fit),
-        ``verification`` (held-out score with and without the flagged rows).
+        ``verification`` (held-out score with and without the flagged rows), ``values`` (influence
+        beside KNN-Shapley values).
     """
-    return {name: figure.figure for name, figure in _figures(audit).items()}
+    figures = {**_figures(audit), **values_figure(audit, row_names(audit.rows))}
+    return {name: figure.figure for name, figure in figures.items()}
 
 
 def _report(audit: Audit, names: list[str], suspects: Suspects, cells: Cells) -> Report:

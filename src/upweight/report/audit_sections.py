@@ -15,6 +15,7 @@ from upweight.report.audit_signals import Signals
 from upweight.report.audit_summary import flagged_columns
 from upweight.report.audit_suspects import KINDS, as_position
 from upweight.report.audit_text import a_number, counted, cut, cut_middle, name_text, share, visible
+from upweight.report.audit_values import values_blocks
 from upweight.report.page import Block, Format, Paragraph, Section, Table
 
 __all__ = ["sections"]
@@ -35,12 +36,13 @@ JUDGES = {
 
 
 def sections(audit: Audit, names: Sequence[str]) -> list[Section]:
-    """Columns, copies, leakage, effects, how the scores came about, quality, settings, notes."""
+    """Columns, copies, leakage, effects, values, scores explained, quality, settings, notes."""
     found = [
         Section("What was made of each column", _columns(audit), "columns"),
         Section("Duplicates and conflicts", _copies(audit, names), "copies"),
         Section("Columns that may leak the target", _leakage(audit), "leakage"),
         Section("Rows that help or harm most", _effects(audit, names), "effects"),
+        Section("Influence and data values side by side", values_blocks(audit, names), "values"),
         Section("How the scores came about", _scores(audit), "scores"),
         Section("How good the judges are", _model(audit), "model"),
         Section("Settings and replay", _settings(audit), "settings"),

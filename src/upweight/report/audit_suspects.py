@@ -25,7 +25,7 @@ from upweight.report.audit_text import (
 
 __all__ = ["KINDS", "MOST_LINES", "Line", "Suspects", "as_position", "quotas", "row_names"]
 
-MOST_LINES = 1000
+MOST_LINES = 900
 EVIDENCE = 300  # characters
 CELL = 40  # characters of a name, a label or a value in a line
 MOST_OPTIONS = 200
@@ -60,7 +60,7 @@ class Line:
 
 
 class Suspects:
-    """The lines of the table, at most a thousand, every kind with its gravest.
+    """The lines of the table, at most 900, every kind with its gravest.
 
     Parameters
     ----------

@@ -135,7 +135,7 @@ class State:
 
 
 def _stepped_up(r: float) -> float:
-    return 2 * r / (1 + r) if r > -0.5 else -1.0
+    return max(-1.0, 2 * r / (1 + r)) if r > -0.9 else -1.0
 
 
 class Stopping(ABC):

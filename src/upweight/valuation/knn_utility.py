@@ -51,7 +51,7 @@ class KnnUtility(Utility):
         K.
     scoring
         Default: as above. Or, in a classification, a score of the shares of the classes among the
-        min(K, |S|) nearest: ``"accuracy"`` of the most frequent class, the first of equals, 1/C
+        ``min(K, |S|)`` nearest: ``"accuracy"`` of the most frequent class, the first of equals, 1/C
         where there are no neighbours; ``"log_likelihood"`` or ``"brier"``, smoothed as by
         `laplace` with as many rows as there are neighbours.
     task

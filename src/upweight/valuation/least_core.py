@@ -100,7 +100,7 @@ def least_core(
     complement together bound e from below, which is why both are drawn.
 
     e is solved for by linear programming. For the least norm it may grow by 1e-9 of the largest
-    |v|, and what comes out is checked against all sets.
+    ``|v|``, and what comes out is checked against all sets.
 
     References
     ----------

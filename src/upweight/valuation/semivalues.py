@@ -340,7 +340,11 @@ def semivalue(
     n_jobs: int = 1,
     progress: bool = True,
 ) -> Values:
-    """Any semivalue: v_i = Σ_k P_k · mean over S with |S| = k, i ∉ S of u(S ∪ i) − u(S).
+    """Any semivalue: what a row adds, weighted by how many others are there.
+
+    With k the rows in S, ::
+
+        v_i = Σ_k P_k  mean_{|S| = k, i ∉ S}  u(S ∪ i) − u(S)
 
     Parameters
     ----------

@@ -352,3 +352,8 @@ def test_a_row_that_fails_alone_has_no_value_and_no_zero():
     with pytest.warns(ValueWarning, match="8 of 8 utilities could not be computed"):
         values = leave_one_out(u)
     assert np.isnan(values.values).all()
+
+
+def test_what_is_no_utility_is_refused():
+    with pytest.raises(TypeError, match="expected a Utility, .* or earlier Values; got list"):
+        shapley([1.0, 2.0])

@@ -450,7 +450,12 @@ def _value(
     n_jobs: int,
     progress: bool,
 ) -> Values:
-    if not isinstance(utility, Values):
+    if not isinstance(utility, Utility | Values):
+        raise TypeError(
+            "expected a Utility, such as ModelUtility or FunctionUtility, or earlier Values; got "
+            f"{type(utility).__name__}"
+        )
+    if isinstance(utility, Utility):
         return run(utility, settings, until, n_jobs=n_jobs, progress=progress)
     if until is not None or settings.tolerance is not None or settings.seed:
         raise ValueError(

@@ -355,5 +355,5 @@ def test_a_row_that_fails_alone_has_no_value_and_no_zero():
 
 
 def test_what_is_no_utility_is_refused():
-    with pytest.raises(TypeError, match="expected a Utility, .* or earlier Values; got list"):
+    with pytest.raises(TypeError, match=r"expected a Utility, .* or earlier Values; got list"):
         shapley([1.0, 2.0])

@@ -226,7 +226,7 @@ def row_names(names: Any, n: int, like: Any = None) -> pd.Index:
     twice = index[index.duplicated()]
     if len(twice):
         raise ValueError(
-            f"expected every row to have a name of its own; {twice.tolist()[0]!r} occurs more than once "
-            f"({len(twice)} names are repeated): give other names, or reset the index"
+            f"expected every row to have a name of its own; {twice.tolist()[0]!r} occurs more than "
+            f"once ({len(twice)} names are repeated): give other names, or reset the index"
         )
     return index

@@ -304,14 +304,15 @@ def main() -> None:
     partial = options.out.exists() and not options.quick
     result = json.loads(options.out.read_text(encoding="utf-8")) if partial else {}
     result |= stamp()
+    checks: list[Any] = []
     for part in parts:
         result[part] = PARTS[part](sides, options.quick, options.splits)
-    versions = result.setdefault("versions", {})
-    versions |= {library: side.versions for library, side in sides.items() if side.versions}
-    result["equal"] = EQUAL
-    checks = targets(result)
-    if not options.quick:
-        write(options.out, result | {"targets": checks})
+        versions = result.setdefault("versions", {})
+        versions |= {library: side.versions for library, side in sides.items() if side.versions}
+        result["equal"] = EQUAL
+        checks = targets(result)
+        if not options.quick:  # what is done is kept, whatever the next part does
+            write(options.out, result | {"targets": checks})
     show(result)
     show_bounds(checks)
     if any(check["required"] and not check["ok"] for check in checks):

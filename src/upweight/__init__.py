@@ -17,7 +17,7 @@ Where each formula lives:
 - ``stacked``     many small models trained at once
 - ``comparison``  methods side by side
 - ``tables``      a table of any kind becomes numbers
-- ``valuation``   rows judged by their neighbours and by trees that have not seen them
+- ``valuation``   what rows are worth: Shapley and its family, nearest neighbours, trees
 - ``auditing``    suspicion of every row of a table, from which findings follow
 - ``report``      `audit`, plots, the reports and the command line
 """

@@ -32,7 +32,7 @@ The utility is a sum over the rows of the set, so that what is measured is the s
 estimate alone. Milliseconds of the processor for one subset. For each subset pyDVL makes a new
 result for each row, which costs the square of the number of rows.{exponent}""",
     "Shapley values by permutations": """\
-A logistic regression is trained for each set. pyDVL does 20 truncated permutations, with its
+A logistic regression is trained for each set. pyDVL does 50 truncated permutations, with its
 default truncation; ours is truncated at the same share, and goes on until it has asked for at
 least as many utilities as pyDVL with one worker. *Seconds* are those of the clock, the start of
 the workers included. The *second call*, of other permutations, follows in the same process: pyDVL

@@ -81,6 +81,7 @@ def test_rows_given_as_positions_are_no_masks(masks):
         UtilityCache().keys(masks)
 
 
+@pytest.mark.slow
 def test_keys_are_those_of_other_processes():
     code = """
         import numpy as np

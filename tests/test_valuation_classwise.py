@@ -146,6 +146,7 @@ def test_workers_rounds_and_names():
     assert np.abs(one.values - other.values).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_longer_run_takes_up_from_the_cache(tmp_path):
     class_wise_shapley(tiny(cache=UtilityCache(tmp_path / "u")), until=200)
     again = class_wise_shapley(tiny(cache=UtilityCache(tmp_path / "u")), until=200)
@@ -156,6 +157,7 @@ def test_a_longer_run_takes_up_from_the_cache(tmp_path):
     np.testing.assert_array_equal(new.values, again.values)
 
 
+@pytest.mark.slow
 def test_caches_that_are_shared_keep_utilities_apart():
     cache = UtilityCache()
     first, other = tiny(cache=cache), ModelUtility(NEAREST, TRAIN, (X[50:], Y[50:]), cache=cache)

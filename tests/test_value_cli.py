@@ -377,7 +377,7 @@ def test_ctrl_c_keeps_what_was_computed(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "upweight: stopped; utilities are kept: the same command resumes\n"
-    kept = sum(calls) - calls[-1]
+    kept = sum(calls) - calls[-1] - 2  # those of no rows and of all are not counted
     assert kept > 100
     assert {path.name for path in Path("b").iterdir()} == {".work", "utilities.db"}
 

@@ -53,11 +53,59 @@ def test_re_use_is_the_plain_difference_of_means(n: int, p: float):
     with_it, without = m.sum(axis=0), (1 - m).sum(axis=0)
     wanted = m.T @ u / with_it - (1 - m).T @ u / without
     np.testing.assert_allclose(found.values, wanted, rtol=0, atol=1e-12)
-    for i in range(n):  # the error of a difference of two means
-        inside, outside = u[masks[:, i]], u[~masks[:, i]]
-        variance = inside.var() / len(inside) + outside.var() / len(outside)
-        assert found.errors[i] == pytest.approx(np.sqrt(variance), rel=1e-9)
-        assert found.counts[i] == min(len(inside), len(outside))
+    sides = [[u[masks[:, i]] for i in range(n)], [u[~masks[:, i]] for i in range(n)]]
+    # the error of a difference of two means; each knows the variance of a set of the others, too
+    inner, outer = (
+        moderated([some.var(ddof=1) for some in side], list(map(len, side))) for side in sides
+    )
+    np.testing.assert_allclose(found.errors, np.sqrt(inner + outer), rtol=1e-9)
+    np.testing.assert_array_equal(found.counts, np.minimum(with_it, without))
+
+
+def moderated(draws, counts):
+    """Variances of means from the variances of a draw, and the mean of these as one draw more."""
+    draws, counts = np.asarray(draws), np.asarray(counts)
+    typical = ((counts - 1) * draws).sum() / (counts - 1).sum()
+    return ((counts - 1) * draws + typical) / counts**2
+
+
+@pytest.mark.parametrize("readout", ["marginal", "msr", "pairs"])
+def test_draws_that_happen_to_be_alike_are_not_known_for_sure(readout: str):
+    """Rows 0 to 3 add nothing in the sets that were drawn; other rows do now and then."""
+    rng = np.random.default_rng(0)
+    if readout == "msr":
+        masks = rng.random((60, 6)) < 0.5
+        u = (masks[:, 4] * masks[:, 5]).astype(float)
+        sizes = BernoulliSubsets(0.5).sizes(np.empty(6))
+        samples = SetSamples(np.packbits(masks, axis=1), 6, u, sizes, (0.0, 1.0))
+        found = read_out(samples, HALF, "msr")
+    elif readout == "pairs":
+        marginals = np.zeros((60, 6))
+        marginals[:, 4:] = rng.random((60, 2)) < 0.5
+        before = np.tile(np.arange(60)[:, None] % 6, 6).astype(np.int32)
+        found = read_out(PairSamples(marginals, before, np.full(6, 1 / 6)), SHAPLEY, "marginal")
+    else:
+        orders = rng.permuted(np.tile(np.arange(6, dtype=np.int32), (60, 1)), axis=1)
+        places = orders.argsort(axis=1)
+        joined = np.maximum(places[:, 4], places[:, 5])  # both must be there
+        u = (np.arange(7) > joined[:, None]).astype(float)
+        samples = OrderSamples(orders, u, np.full(60, 6, np.int32))
+        found = read_out(samples, SHAPLEY, "marginal")
+    assert (found.errors > 0).all()
+    if readout != "msr":  # where the utilities of sets with the row vary like any
+        np.testing.assert_allclose(found.values[:4], 0, atol=1e-12)
+        assert (found.errors[:4] < found.errors[4:].min()).all()
+        assert (found.errors[:4] > found.errors[4:].min() / 60).all()
+
+
+def test_one_set_does_not_tell_how_sure_it_is():
+    masks = np.zeros((50, 3), np.bool_)
+    masks[:25, 0] = masks[::2, 1] = masks[7, 2] = True
+    u = np.random.default_rng(0).standard_normal(50)
+    sizes = BernoulliSubsets(0.5).sizes(np.empty(3))
+    found = read_out(SetSamples(np.packbits(masks, axis=1), 3, u, sizes, (0.0, 1.0)), HALF, "msr")
+    assert np.isfinite(found.values).all()
+    np.testing.assert_array_equal(np.isnan(found.errors), [False, False, True])
 
 
 def test_failed_sets_count_nowhere():
@@ -164,7 +212,8 @@ def test_values_from_orders_are_weighted_means_of_contributions():
             before = after
     found = read_out(samples, kind, "marginal")
     np.testing.assert_allclose(found.values, terms.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(found.errors, terms.std(axis=0, ddof=1) / np.sqrt(50), rtol=1e-9)
+    wanted = moderated(terms.var(axis=0, ddof=1), np.full(9, 50))
+    np.testing.assert_allclose(found.errors, np.sqrt(wanted), rtol=1e-9)
     np.testing.assert_array_equal(found.counts, 50)
 
 
@@ -180,7 +229,8 @@ def test_errors_of_antithetic_orders_are_those_of_pairs():
     np.testing.assert_allclose(
         found.values, read_out(plain, SHAPLEY, "marginal").values, atol=1e-12
     )
-    np.testing.assert_allclose(found.errors, pairs.std(axis=0, ddof=1) / np.sqrt(40), rtol=1e-9)
+    wanted = moderated(pairs.var(axis=0, ddof=1), np.full(9, 40))
+    np.testing.assert_allclose(found.errors, np.sqrt(wanted), rtol=1e-9)
 
 
 def test_values_of_strata_are_weighted_means():
@@ -233,7 +283,7 @@ def test_other_values_from_the_same_samples(source: str):
 
 
 def test_reading_again_is_the_formula_on_what_is_stored():
-    orders = shapley(U, until=800)
+    orders = shapley(U, sampler="permutations", until=800)
     samples = orders.samples
     weights = 9 * HALF.law(9)
     terms = np.empty((samples.units, 9))

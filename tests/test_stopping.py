@@ -13,6 +13,7 @@ from upweight.valuation import (
     Evaluations,
     FunctionUtility,
     KernelSubsets,
+    KnnUtility,
     Minutes,
     OwenSubsets,
     Permutations,
@@ -25,12 +26,15 @@ from upweight.valuation import (
     WeightedSubsets,
     banzhaf,
     beta_shapley,
+    delta_shapley,
     knn_shapley,
+    least_core,
     leave_one_out,
     shapley,
 )
 from upweight.valuation.samples import Estimate
-from upweight.valuation.stopping import State, Stopping, Verdict, default_rule, rule_from
+from upweight.valuation.states import State
+from upweight.valuation.stopping import Stopping, Verdict, default_rule, rule_from
 from upweight.valuation.utility import Evaluated
 from value_games import ChainedTable, TableUtility, rough
 
@@ -58,7 +62,7 @@ def additive(n: int = 30) -> FunctionUtility:
     return FunctionUtility(lambda rows: worth[rows].sum(), n)
 
 
-def state(values, errors, units=10, evaluations=100, seconds=1.0) -> State:
+def state(values, errors, units=30, evaluations=100, seconds=1.0) -> State:
     values, errors = np.asarray(values, float), np.asarray(errors, float)
     estimate = Estimate(values, errors, np.full(len(values), units))
     return State(lambda units: estimate, units, evaluations, seconds)
@@ -152,6 +156,12 @@ def test_standard_errors():
     assert StandardError(absolute=0.1, share=0.75).judge(three).stop
     assert not StandardError(absolute=0.05).judge(three).stop
     assert not StandardError(absolute=9).judge(state([1.0, np.nan], [0.1, np.nan])).stop
+    # fewer draws than an error can be believed from, though it is small
+    assert not StandardError(0.1).judge(state(values, [0.0] * 4, units=29)).stop
+    some = state(values, [0.0] * 4)
+    some.estimate.counts[0] = 29
+    assert not StandardError(0.1).judge(some).stop
+    assert StandardError(0.1, share=0.75).judge(some).stop
     # one draw, whose errors nobody knows; values without a spread
     assert not StandardError(0.1).judge(state(values, [0.0] * 4, units=1)).stop
     assert not StandardError(0.1).judge(state([1.0, 1.0], [0.1, 0.1])).stop
@@ -161,7 +171,7 @@ def test_standard_errors():
 def test_a_run_until_errors_are_small():
     u = TableUtility(TABLE)
     for rule in (StandardError(0.05), StandardError(absolute=0.004, share=0.8)):
-        values = shapley(u, until=rule | Evaluations(200_000))
+        values = shapley(u, sampler="permutations", until=rule | Evaluations(200_000))
         assert values.converged is True
         bound = 0.05 * values.values.std() if rule.absolute is None else 0.004
         assert (values.errors <= bound).mean() >= rule.share
@@ -302,6 +312,118 @@ def test_exact_values_are_complete():
     assert u.asked == asked
 
 
+def rare(rows) -> float:
+    """What rows are worth alone, but for one set of 35 of its size."""
+    return float(np.arange(1.0, 8.0)[rows].sum()) - 200.0 * (set(rows.tolist()) == {0, 1, 3, 5})
+
+
+@pytest.mark.parametrize("until", [None, 1_000, StandardError(0.1), RankStability(0.9)])
+def test_few_rows_are_known_exactly(until):
+    truth = shapley(FunctionUtility(rare, 7), sampler="exact").values
+    for ask in (shapley, beta_shapley, banzhaf, delta):
+        values = ask(FunctionUtility(rare, 7), until=until, seed=2)
+        assert values.provenance["sampler_name"] == "exact"
+        assert values.provenance["evaluations"] == 128
+        assert values.converged is None
+        assert not values.errors.any()
+    np.testing.assert_array_equal(shapley(FunctionUtility(rare, 7), until=until).values, truth)
+
+
+def delta(utility, **options):
+    return delta_shapley(utility, 0, 3, **options)
+
+
+def test_what_is_asked_for_is_done():
+    """All subsets only where nothing else is asked for, and there is room."""
+    u = TableUtility(TABLE)
+    for options in (
+        {"sampler": "permutations", "until": 600},
+        {"until": 511},
+        {"until": Minutes(1) | Evaluations(600)},
+        {"until": 600, "truncation": 0.01},
+        {"until": 600, "readout": "marginal"},
+    ):
+        assert shapley(u, **options).provenance["sampler_name"] == "permutations"
+    assert shapley(u, until=512).provenance["sampler_name"] == "exact"
+    assert shapley(TableUtility(rough(11)), until=3_000).provenance["sampler_name"] == (
+        "permutations"
+    )
+
+
+def test_few_rows_of_which_some_sets_fail():
+    def wants_two(rows):
+        if len(rows) == 1:
+            raise ArithmeticError("too few")
+        return float(len(rows))
+
+    with pytest.warns(ValueWarning, match="6 of 600 utilities could not"):
+        values = shapley(FunctionUtility(wants_two, 6), until=600)
+    assert values.provenance["sampler_name"] == "permutations"
+    assert values.provenance["failed"]
+    assert np.isfinite(values.values).all()
+    with pytest.raises(ValueError, match="6 of 64 failed"):
+        shapley(FunctionUtility(wants_two, 6), sampler="exact")
+
+
+def test_a_few_orders_are_not_enough():
+    """Most rows change no prediction in four orders, whatever they do in others."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 2)), rng.integers(2, size=60)
+    u = KnnUtility((x, y), (x[:30], y[:30]), 5, "accuracy")
+    values = shapley(u, until=StandardError(0.5, share=0.5) | Evaluations(200_000))
+    assert values.converged is True
+    assert values.counts.min() >= 30
+    assert (values.errors > 0).all()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RankStability(0.9),
+        RankStability(0.9) & Evaluations(100),
+        RankStability(0.9) & StandardError(0.1),
+        (RankStability(0.9) & Minutes(1)) | RankStability(0.8),
+    ],
+)
+def test_ranks_of_few_rows_are_refused(rule):
+    with pytest.raises(ValueError, match="7 rows can fulfil"):
+        shapley(FunctionUtility(rare, 7), sampler="permutations", until=rule)
+
+
+def test_rules_without_a_budget_end(monkeypatch):
+    """Values that are all alike never have stable ranks."""
+    from upweight.valuation import stopping
+
+    monkeypatch.setattr(stopping, "CEILING", 2)
+    alike = FunctionUtility(lambda rows: float(len(rows) >= 6), 12)
+    for rule in (RankStability(0.9), RankStability(0.9) & Evaluations(500)):
+        with pytest.warns(ValueWarning, match="did not converge.*4,000 evaluations"):
+            values = shapley(alike, until=rule)
+        assert values.converged is False
+        assert 500 < values.provenance["evaluations"] <= 4_000
+    # a rule that has one keeps it
+    ends = StandardError(1e-9) | Evaluations(700)
+    assert stopping.ending(ends, 12) is ends
+    assert stopping.ending(Minutes(1) & Evaluations(7), 12).room(None) == np.inf
+
+
+def test_values_that_are_there_are_not_sampled_anew():
+    u = TableUtility(TABLE)
+    sets = banzhaf(u, sampler="subsets", until=400)
+    for options in ({"sampler": "owen"}, {"until": 900}, {"seed": 1}, {"truncation": 0.1}):
+        with pytest.raises(ValueError, match="beside earlier values"):
+            shapley(sets, **options)
+    told = banzhaf(least_core(sets)).provenance
+    assert not {"deficit", "constraints", "egalitarian"} & set(told)
+    assert told["method"] == sets.provenance["method"]
+    for wrong in ("a", None, np.eye(3)):
+        for ask in (shapley, banzhaf, leave_one_out):
+            with pytest.raises(TypeError, match="expected a Utility"):
+                ask(wrong)
+    with pytest.raises(TypeError, match="expected a Utility"):
+        leave_one_out(sets)
+
+
 def test_minutes(monkeypatch):
     """Under a clock that is moved by the utility: a tenth of a second for each set."""
     import time
@@ -325,8 +447,9 @@ def test_minutes(monkeypatch):
 
 def test_history():
     u = TableUtility(TABLE)
+    rule = RankStability(0.9999) | Evaluations(2_000)
     with pytest.warns(ValueWarning, match="converge"):
-        history = shapley(u, until=RankStability(0.9999) | Evaluations(2_000)).history
+        history = shapley(u, sampler="permutations", until=rule).history
     assert {"evaluations", "error", "stability", "low", "high"} <= set(history.columns)
     assert history["evaluations"].is_monotonic_increasing
     assert (history["low"] <= history["stability"]).all()

@@ -7,7 +7,7 @@ How much is a row worth? Asked of a *utility*, a set of rows → a number:
 - ``ridge_utility``, ``knn_utility``, ``refit_utility``  utilities that are fast: in closed form,
   by neighbours, by many networks trained at once
 - ``grouped``      groups of rows in place of rows
-- ``semivalues``   `shapley`, `banzhaf`, `beta_shapley`, `leave_one_out`: one function a name
+- ``semivalues``   `shapley`, `banzhaf`, `beta_shapley`: one function a name
 - ``least_core``, ``classwise``  the least core; Shapley's value class by class
 - ``sampling``     which sets are asked for
 - ``engine``, ``cache``  evaluating them side by side, and never twice
@@ -34,6 +34,7 @@ from upweight.valuation.judgement import KnnJudgement, knn_proba
 from upweight.valuation.knn import knn_judge, knn_shapley, neighbours
 from upweight.valuation.knn_utility import KnnUtility
 from upweight.valuation.least_core import least_core
+from upweight.valuation.leaving_out import leave_one_out
 from upweight.valuation.model_utility import ModelUtility
 from upweight.valuation.oob import OutOfBag, data_oob, oob_judge
 from upweight.valuation.refit_utility import RefitUtility
@@ -52,7 +53,6 @@ from upweight.valuation.semivalues import (
     banzhaf,
     beta_shapley,
     delta_shapley,
-    leave_one_out,
     semivalue,
     shapley,
 )

@@ -22,12 +22,16 @@ from upweight.valuation.samples import (
     SetSamples,
 )
 
-__all__ = ["Readout", "choose_readout", "read_out"]
+__all__ = ["FailedSubsets", "Readout", "choose_readout", "moderated", "read_out"]
 
 Readout = Literal["marginal", "msr", "regression", "exact"]
 Floats: TypeAlias = NDArray[np.float64]
 
 MANY_ROWS = 3_000  # beyond, a regression on them is too dear
+
+
+class FailedSubsets(ValueError):
+    """Not all subsets have a utility, so that values are not exact."""
 
 
 def choose_readout(samples: Samples, semivalue: Semivalue, asked: str) -> Readout:
@@ -124,8 +128,20 @@ def _from_pairs(samples: PairSamples, law: Floats) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.nansum(apart, axis=0) / there / 6 / found.counts
         rest = np.minimum(samples.n, found.counts) / (3 * found.counts)
-        errors = np.sqrt(errors + rest * found.errors**2)
-    return Estimate(found.values, errors, found.counts)
+        variances = errors + rest * found.errors**2
+    return Estimate(found.values, np.sqrt(moderated(variances, found.counts)), found.counts)
+
+
+def moderated(variances: Floats, counts: NDArray[np.int64]) -> Floats:
+    """Variances of means, with the mean variance of a draw over all rows as one draw more.
+
+    A row whose draws happen to be alike is not known for sure. One prior degree of freedom in
+    Smyth, Linear models and empirical Bayes methods for assessing differential expression, 2004.
+    """
+    draw = variances * counts
+    known = ~np.isnan(draw)
+    typical = float(draw[known].mean()) if known.any() else np.nan
+    return ((counts - 1) * draw + typical) / np.maximum(counts, 1) ** 2
 
 
 def _of_terms(terms: Floats) -> Estimate:
@@ -138,8 +154,9 @@ def _of_terms(terms: Floats) -> Estimate:
         counts = known.sum(axis=0)
         values = np.where(known, means, 0.0).sum(axis=0) / counts
         apart = np.where(known, means - values, 0.0)
-        errors = np.sqrt((apart**2).sum(axis=0) / (counts - 1) / counts)
-    errors[counts < 2] = np.nan
+        variances = (apart**2).sum(axis=0) / (counts - 1) / counts
+    variances[counts < 2] = np.nan
+    errors = np.sqrt(moderated(variances, counts))
     return Estimate(values, errors, counts * terms.shape[1])
 
 
@@ -150,7 +167,7 @@ def _from_all(samples: SetSamples, law: Floats) -> Estimate:
     """
     failed = int(np.isnan(samples.utilities).sum())
     if failed:
-        raise ValueError(
+        raise FailedSubsets(
             f"expected utilities of all subsets for exact values; {failed} of "
             f"{len(samples.utilities)} failed: give small sets a utility (ModelUtility has "
             "min_rows for that), or draw sets with another sampler"

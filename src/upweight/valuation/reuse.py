@@ -86,10 +86,18 @@ class _Side:
 
     @property
     def variance(self) -> Floats:
-        """(n,) Σ r² (u − mean)² / (Σ r)², of independent sets."""
+        """(n,) of the mean over independent sets; NaN for a row with fewer than two of them.
+
+        Σ r² (u − mean)² / (Σ r)², and the mean variance of a set over all rows as one set more:
+        utilities that happen to be alike are not known for sure.
+        """
         mean = self.sums[:, 1] / self.total
         spread = self.sums[:, 4] - 2 * mean * self.sums[:, 3] + mean**2 * self.sums[:, 2]
-        return self.part**2 * np.maximum(spread, 0) / self.total**2
+        found = np.maximum(spread, 0) / self.total**2
+        sets = self.total**2 / self.sums[:, 2]  # as many of equal weight tell as much
+        sets[~(sets > 1 + 1e-9)] = np.nan
+        typical = np.nansum(found * sets**2) / max(float(np.nansum(sets - 1)), 1e-300)
+        return self.part**2 * (found + typical / sets**2)
 
     def terms(self, some: slice) -> Floats:
         """(b, n) r (u − mean) / Σ r of some sets."""
@@ -107,7 +115,10 @@ def _errors_by_unit(
         some = slice(at, at + step)
         terms = np.where(masks[some], inside.terms(some), -outside.terms(some))
         total += (terms.reshape(-1, samples.per_unit, samples.n).sum(axis=1) ** 2).sum(axis=0)
-    return np.sqrt(total * units / max(1, units - 1))
+    if units < 2:
+        return np.full(samples.n, np.nan)
+    typical = float(np.nanmean(total)) if not np.isnan(total).all() else np.nan
+    return np.sqrt(total + typical / (units - 1))  # as in `_Side.variance`
 
 
 def _ratios(sizes: Floats, law: Floats) -> tuple[Floats, Floats]:

@@ -23,7 +23,8 @@ from upweight.valuation.sampling import (
     needed,
     sampler_from,
 )
-from upweight.valuation.stopping import State, Stopping, Verdict, rule_from
+from upweight.valuation.states import State
+from upweight.valuation.stopping import Stopping, Verdict, ending, rule_from
 from upweight.valuation.telling import tell, tell_failed
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values
@@ -37,6 +38,11 @@ FIRST = 256  # evaluations of the first round, about
 FEWEST = 4  # units of it: fewer say nothing of how stable ranks are
 GROWTH = 0.4  # a round adds so much to what is there
 POINTS = 12  # of a history
+# what of a provenance is about the samples, whatever is read out of them
+OF_SAMPLES = {
+    *("drawn_for", "sampler", "sampler_name", "truncation", "seed", "until"),
+    *("evaluations", "computed", "failed", "seconds", "utility", "ends"),
+}
 MANY_SETS = 10**9  # more than any run: what is not seen then never is
 
 _ALL = Verdict(True, None, "all subsets")
@@ -152,7 +158,7 @@ def read_again(values: Values, semivalue: Semivalue, readout: str = "auto") -> V
             )
     estimate = read_out(values.samples, semivalue, chosen)
     provenance = {
-        **values.provenance,
+        **{name: told for name, told in values.provenance.items() if name in OF_SAMPLES},
         **_told(semivalue),
         "readout": chosen,
         "shrunk": chosen == "regression" and _is_shrunk(values.samples, semivalue),
@@ -180,11 +186,13 @@ def _go(
     n_jobs: int,
     progress: bool,
 ) -> Values:
+    every = isinstance(settings.sampler, EverySubset)
     rule = rule_from(until, utility.n)
+    if not every:
+        rule = ending(rule, utility.n)
     drawn_for = settings.drawn_for or settings.semivalue
     law = drawn_for.law(utility.n)
     cost, began = settings.sampler.cost(law), time.monotonic() - done.seconds
-    every = isinstance(settings.sampler, EverySubset)
     if every and until is not None and rule.room(None) < cost:
         raise ValueError(
             f"expected room for all {cost:,} subsets; got {rule}: leave out until, or draw some of "

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from upweight.valuation.engine import Evaluator
+from upweight.valuation.dispatch import answer
 from upweight.valuation.laws import Semivalue
-from upweight.valuation.run import Settings, read_again, run
-from upweight.valuation.sampling import (
-    BernoulliSubsets,
-    EverySubset,
-    KernelSubsets,
-    OwenSubsets,
-    Permutations,
-    Sampler,
-    Stratified,
-    WeightedSubsets,
-)
+from upweight.valuation.sampling import BernoulliSubsets, Sampler, Stratified
 from upweight.valuation.stopping import Stopping
-from upweight.valuation.telling import tell_failed
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values
 
@@ -29,32 +17,21 @@ __all__ = [
     "banzhaf",
     "beta_shapley",
     "delta_shapley",
-    "leave_one_out",
     "semivalue",
     "shapley",
 ]
 
 SamplerName = Literal[
-    "permutations", "antithetic", "stratified", "subsets", "owen", "kernel", "exact"
+    "auto", "permutations", "antithetic", "stratified", "subsets", "owen", "kernel", "exact"
 ]
-SubsetName = Literal["subsets", "antithetic", "permutations", "exact"]
+SubsetName = Literal["auto", "subsets", "antithetic", "permutations", "exact"]
 ReadoutName = Literal["auto", "marginal", "msr", "regression"]
-
-_SAMPLERS: dict[str, Sampler] = {
-    "permutations": Permutations(),
-    "antithetic": Permutations(antithetic=True),
-    "stratified": Stratified(),
-    "subsets": WeightedSubsets(),
-    "owen": OwenSubsets(),
-    "kernel": KernelSubsets(),
-    "exact": EverySubset(),
-}
 
 
 def shapley(
     utility: Utility | Values,
     *,
-    sampler: SamplerName | Sampler = "permutations",
+    sampler: SamplerName | Sampler = "auto",
     truncation: float | None = None,
     readout: ReadoutName = "auto",
     until: Stopping | int | None = None,
@@ -76,12 +53,14 @@ def shapley(
         A `Utility` of n rows. Or earlier `Values`, whose samples are read out anew: it costs
         nothing.
     sampler
-        Which sets to ask for. ``"permutations"``: rows join in random orders. ``"antithetic"``:
-        each order and its reverse. ``"subsets"``: sets of all sizes, each of which tells of every
-        row. ``"owen"``: of rows with probability p, for p from 0 to 1. ``"kernel"``: least squares
-        by the Shapley kernel. ``"stratified"``: one contribution at a time, size by size.
-        ``"exact"``: all 2^n sets, for at most 20 rows (or groups). Or an object of
-        `upweight.valuation` with options, such as ``OwenSubsets(levels=16)``.
+        Which sets to ask for. ``"auto"``: all 2^n of at most ten rows (or groups), where `until`
+        has room for them and no clock, and none of them fails; permutations otherwise.
+        ``"permutations"``: rows join in random orders. ``"antithetic"``: each order and its
+        reverse. ``"subsets"``: sets of all sizes, each of which tells of every row. ``"owen"``: of
+        rows with probability p, for p from 0 to 1. ``"kernel"``: least squares by the Shapley
+        kernel. ``"stratified"``: one contribution at a time, size by size. ``"exact"``: all 2^n
+        sets, for at most 20 rows. Or an object of `upweight.valuation` with options, such as
+        ``OwenSubsets(levels=16)``.
     truncation
         A share of u(all) − u(∅), such as 0.01: an order ends where five beginnings in a row come as
         close to u(all) as that, and later rows are taken to add nothing. This is truncated
@@ -90,7 +69,9 @@ def shapley(
         How values follow from the samples; ``"auto"`` takes the one with the least variance.
     until
         When to stop: a rule of `upweight.valuation`, or a number of evaluations. Default: when
-        ranks are stable, ``RankStability(0.95)``, or after 100 n evaluations (at least 2,000).
+        ranks are stable, ``RankStability(0.95)``, or after 100 n evaluations (at least 2,000). Of
+        fewer than eight rows, whose ranks agree by chance, when all standard errors are small,
+        ``StandardError(0.1)``.
     seed
         Of the samples.
     n_jobs
@@ -102,7 +83,7 @@ def shapley(
     Returns
     -------
     Values
-        With standard errors, and `converged`: whether ranks became stable.
+        With standard errors, and `converged`: whether values became as good as `until` says.
 
     Raises
     ------
@@ -132,25 +113,36 @@ def shapley(
     Three votes of 2, 1 and 1 decide with a majority of 3: the first is in 4 of 6 orders the one
     that turns a minority into a majority.
 
+    >>> import numpy as np
     >>> from upweight.valuation import FunctionUtility
     >>> votes = np.array([2, 1, 1])
     >>> majority = FunctionUtility(lambda rows: float(votes[rows].sum() >= 3), 3)
     >>> shapley(majority, sampler="exact").values
     array([0.667, 0.167, 0.167])
-    >>> sampled = shapley(majority, until=3_000)
+    >>> sampled = shapley(majority, sampler="permutations", until=3_000)
     >>> bool((abs(sampled.values - [2 / 3, 1 / 6, 1 / 6]) < 4 * sampled.errors).all())
     True
     """
     kind = Semivalue.of("shapley")
-    settings = Settings(kind, _named(sampler), readout, truncation, seed)
-    return _value(utility, settings, until, n_jobs=n_jobs, progress=progress)
+    return answer(
+        utility,
+        kind,
+        sampler,
+        until,
+        usual="permutations",
+        readout=readout,
+        truncation=truncation,
+        seed=seed,
+        n_jobs=n_jobs,
+        progress=progress,
+    )
 
 
 def banzhaf(
     utility: Utility | Values,
     *,
     p: float = 0.5,
-    sampler: SubsetName | Sampler = "subsets",
+    sampler: SubsetName | Sampler = "auto",
     readout: ReadoutName = "auto",
     until: Stopping | int | None = None,
     seed: int = 0,
@@ -175,7 +167,8 @@ def banzhaf(
         In (0, 1).
     sampler
         ``"subsets"``: such sets, drawn at random; ``"antithetic"``: with their complements, for
-        p = 1/2; ``"permutations"`` or ``"exact"``; or an object.
+        p = 1/2; ``"permutations"`` or ``"exact"``; or an object. ``"auto"``: as in `shapley`, but
+        subsets.
     readout
         ``"msr"``: mean utility of the sets with the row minus that of those without (maximum
         sample re-use). ``"regression"``: the coefficients of a linear fit to the utilities, which
@@ -201,6 +194,7 @@ def banzhaf(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from upweight.valuation import FunctionUtility
     >>> worth = np.array([3.0, -1.0, 0.0, 2.0])
     >>> additive = FunctionUtility(lambda rows: worth[rows].sum(), 4)
@@ -209,10 +203,22 @@ def banzhaf(
     True
     """
     kind = Semivalue.of("banzhaf", p=float(p))
-    if sampler in ("subsets", "antithetic"):
-        sampler = BernoulliSubsets(float(p), antithetic=sampler == "antithetic")
-    settings = Settings(kind, _named(sampler), readout, None, seed)
-    return _value(utility, settings, until, n_jobs=n_jobs, progress=progress)
+    own = {
+        "subsets": BernoulliSubsets(float(p)),
+        "antithetic": BernoulliSubsets(float(p), antithetic=True),
+    }
+    return answer(
+        utility,
+        kind,
+        sampler,
+        until,
+        usual="subsets",
+        own=own,
+        readout=readout,
+        seed=seed,
+        n_jobs=n_jobs,
+        progress=progress,
+    )
 
 
 def beta_shapley(
@@ -220,7 +226,7 @@ def beta_shapley(
     *,
     alpha: float = 16.0,
     beta: float = 1.0,
-    sampler: SamplerName | Sampler = "permutations",
+    sampler: SamplerName | Sampler = "auto",
     truncation: float | None = None,
     readout: ReadoutName = "auto",
     until: Stopping | int | None = None,
@@ -268,8 +274,18 @@ def beta_shapley(
     (array([3., 3., 3.]), array([1.235, 1.235, 1.235]))
     """
     kind = Semivalue.of("beta", alpha=float(alpha), beta=float(beta))
-    settings = Settings(kind, _named(sampler), readout, truncation, seed)
-    return _value(utility, settings, until, n_jobs=n_jobs, progress=progress)
+    return answer(
+        utility,
+        kind,
+        sampler,
+        until,
+        usual="permutations",
+        readout=readout,
+        truncation=truncation,
+        seed=seed,
+        n_jobs=n_jobs,
+        progress=progress,
+    )
 
 
 def delta_shapley(
@@ -277,7 +293,7 @@ def delta_shapley(
     lower: int,
     upper: int,
     *,
-    sampler: SamplerName | Sampler = "stratified",
+    sampler: SamplerName | Sampler = "auto",
     readout: ReadoutName = "auto",
     until: Stopping | int | None = None,
     seed: int = 0,
@@ -299,7 +315,8 @@ def delta_shapley(
     lower, upper
         From 0 to n − 1.
     sampler, readout, until, seed, n_jobs, progress
-        As in `shapley`. ``"permutations"`` end after `upper` + 1 rows here.
+        As in `shapley`, but ``"stratified"`` for ``"auto"``. ``"permutations"`` end after
+        `upper` + 1 rows here.
 
     Returns
     -------
@@ -323,17 +340,25 @@ def delta_shapley(
     array([2., 2., 2., 2.])
     """
     kind = Semivalue.of("delta", lower=lower, upper=upper)
-    if sampler == "stratified":
-        sampler = Stratified(lower, upper)
-    settings = Settings(kind, _named(sampler), readout, None, seed)
-    return _value(utility, settings, until, n_jobs=n_jobs, progress=progress)
+    return answer(
+        utility,
+        kind,
+        sampler,
+        until,
+        usual="stratified",
+        own={"stratified": Stratified(lower, upper)},
+        readout=readout,
+        seed=seed,
+        n_jobs=n_jobs,
+        progress=progress,
+    )
 
 
 def semivalue(
     utility: Utility | Values,
     law: ArrayLike,
     *,
-    sampler: SamplerName | Sampler = "subsets",
+    sampler: SamplerName | Sampler = "auto",
     readout: ReadoutName = "auto",
     until: Stopping | int | None = None,
     seed: int = 0,
@@ -353,7 +378,8 @@ def semivalue(
     law
         (n,) P_k ≥ 0 with sum 1, for sets of k = 0 … n − 1 other rows.
     sampler, readout, until, seed, n_jobs, progress
-        As in `shapley`. ``"subsets"`` asks for sizes as the value looks at them.
+        As in `shapley`, but ``"subsets"`` for ``"auto"``, which asks for sizes as the value looks
+        at them.
 
     Returns
     -------
@@ -372,95 +398,14 @@ def semivalue(
     array([5., 5., 5.])
     """
     kind = Semivalue.of("law", law=law)
-    settings = Settings(kind, _named(sampler), readout, None, seed)
-    return _value(utility, settings, until, n_jobs=n_jobs, progress=progress)
-
-
-def leave_one_out(utility: Utility, *, n_jobs: int = 1, progress: bool = True) -> Values:
-    """What the score loses without a row: v_i = u(all) − u(all but i), from n + 1 evaluations.
-
-    Exact, and of little use where a row among many moves the score by less than noise does: with
-    accuracy, most values are 0.
-
-    Parameters
-    ----------
-    utility
-        A `Utility`; one with a method ``all_but_one()``, such as `RidgeUtility`, is asked for all
-        n at once.
-    n_jobs, progress
-        As in `shapley`.
-
-    Returns
-    -------
-    Values
-
-    Raises
-    ------
-    UtilityError
-        As in `shapley`.
-
-    Examples
-    --------
-    >>> from upweight.valuation import FunctionUtility
-    >>> square = FunctionUtility(lambda rows: float(len(rows) ** 2), 3)
-    >>> leave_one_out(square).values
-    array([5., 5., 5.])
-    """
-    n = utility.n
-    quick: Any = getattr(utility, "all_but_one", None)
-    with Evaluator(utility, n_jobs=n_jobs, progress=progress, total=n) as evaluator:
-        found = evaluator.masks(~np.eye(n, dtype=np.bool_)) if quick is None else quick()
-        failures, failed, computed = evaluator.failures, evaluator.failed, evaluator.computed
-        ends = evaluator.ends
-    tell_failed(failed, n, failures, "these rows have no value")
-    provenance = {
-        "method": "leave-one-out",
-        "evaluations": n,
-        "computed": computed,
-        "failed": failed,
-        "utility": utility.fingerprint,
-        "ends": list(ends),
-    }
-    return Values(
-        ends[1] - found,
-        np.where(np.isnan(found), np.nan, 0.0),
-        np.where(np.isnan(found), 0, 1).astype(np.int64),
-        utility.names,
-        provenance,
-        stopped="every row left out once",
-        failures=failures,
+    return answer(
+        utility,
+        kind,
+        sampler,
+        until,
+        usual="subsets",
+        readout=readout,
+        seed=seed,
+        n_jobs=n_jobs,
+        progress=progress,
     )
-
-
-def _named(sampler: str | Sampler) -> Sampler:
-    if isinstance(sampler, Sampler):
-        return sampler
-    if sampler not in _SAMPLERS:
-        raise ValueError(
-            f"expected a sampler among {', '.join(_SAMPLERS)}, or an object; got {sampler!r}"
-        )
-    return _SAMPLERS[sampler]
-
-
-def _value(
-    utility: Utility | Values,
-    settings: Settings,
-    until: Stopping | int | None,
-    *,
-    n_jobs: int,
-    progress: bool,
-) -> Values:
-    if not isinstance(utility, Utility | Values):
-        raise TypeError(
-            "expected a Utility, such as ModelUtility or FunctionUtility, or earlier Values; got "
-            f"{type(utility).__name__}"
-        )
-    if isinstance(utility, Utility):
-        return run(utility, settings, until, n_jobs=n_jobs, progress=progress)
-    if until is not None or settings.tolerance is not None or settings.seed:
-        raise ValueError(
-            "expected only what values are read out by, beside earlier values, whose samples are "
-            "there; got until, truncation or seed: give the utility to draw others, or "
-            "values.more(utility, until) for more of them"
-        )
-    return read_again(utility, settings.semivalue, settings.readout)

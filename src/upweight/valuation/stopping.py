@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from upweight.valuation.checks import count
-from upweight.valuation.samples import Estimate
+from upweight.valuation.states import State
 
 __all__ = [
     "Evaluations",
     "Minutes",
     "RankStability",
-    "Stability",
     "StandardError",
-    "State",
     "Stopping",
     "Verdict",
     "default_rule",
+    "ending",
     "rule_from",
 ]
 
-HALVINGS = 5
-HALVINGS_OF_MANY = 2  # of more than 500 rows, whose ranks vary less and values are dear
+LEAST = 30  # draws that tell of a row, before its standard error is believed
+CEILING = 100  # times the budget of the default rule, where a rule has none
 FEW_ROWS = 8  # ranks of fewer are never surely stable
 
 
@@ -44,98 +40,6 @@ class Verdict:
     stop: bool
     converged: bool | None
     why: str
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Rank correlation to expect with another run of the same size, and its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class State:
-    """What rules look at; what no rule asks for is not computed.
-
-    Parameters
-    ----------
-    read
-        Values and errors from some of the units, or from all (None).
-    units
-        Independent draws so far.
-    evaluations, seconds
-        Spent.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[NDArray[np.intp] | None], Estimate],
-        units: int,
-        evaluations: int,
-        seconds: float = 0.0,
-    ) -> None:
-        self._read = read
-        self.units, self.evaluations, self.seconds = units, evaluations, seconds
-        self._known: dict[float, Stability] = {}
-
-    @cached_property
-    def estimate(self) -> Estimate:
-        """Values and errors so far."""
-        return self._read(None)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the values over rows."""
-        values = self.estimate.values[~np.isnan(self.estimate.values)]
-        return float(values.std()) if len(values) else 0.0
-
-    @property
-    def relative_errors(self) -> NDArray[np.float64]:
-        """(n,) standard errors in units of the spread; infinite where unknown."""
-        errors = np.where(np.isnan(self.estimate.errors), np.inf, self.estimate.errors)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = errors / self.spread
-        return np.where(errors == 0, 0.0, np.where(np.isnan(found), np.inf, found))
-
-    def stability(self, level: float = 0.95) -> Stability:
-        """Spearman's r between values of two random halves of the units, stepped up to all.
-
-        r of the halves becomes 2 r / (1 + r) for twice as many samples (Spearman and Brown). Some
-        halvings; the interval is one in z = atanh r, by 1.06 / (n − 3) and the variance over them.
-        """
-        if level not in self._known:
-            self._known[level] = self._stability(level)
-        return self._known[level]
-
-    def _stability(self, level: float) -> Stability:
-        from scipy.stats import norm, spearmanr
-
-        rows = len(self.estimate.values)
-        nothing = Stability(0.0, -1.0, 1.0)
-        if self.units < 4 or rows < 4:
-            return nothing
-        rng = np.random.default_rng(0)
-        most = 1 - 1 / rows**2  # so few rows may agree by chance
-        z: list[float] = []
-        for _ in range(HALVINGS if rows <= 500 else HALVINGS_OF_MANY):
-            order = rng.permutation(self.units)
-            middle = self.units // 2
-            a = self._read(np.sort(order[:middle])).values
-            b = self._read(np.sort(order[middle:])).values
-            both = ~(np.isnan(a) | np.isnan(b))
-            if both.sum() < 4 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
-                return nothing
-            r = float(spearmanr(a[both], b[both]).statistic)  # pyright: ignore
-            z.append(math.atanh(min(max(r, -most), most)))
-        error = math.sqrt(1.06 / (rows - 3) + float(np.var(z, ddof=1)))
-        reach = float(norm.ppf((1 + level) / 2)) * error
-        middle = float(np.mean(z))
-        return Stability(*(_stepped_up(math.tanh(middle + d)) for d in (0.0, -reach, reach)))
-
-
-def _stepped_up(r: float) -> float:
-    return max(-1.0, 2 * r / (1 + r)) if r > -0.9 else -1.0
 
 
 class Stopping(ABC):
@@ -149,6 +53,21 @@ class Stopping(ABC):
 
     looks: ClassVar[bool] = True
     """Whether it has to see values, or the clock, on the way."""
+
+    @property
+    def clocked(self) -> bool:
+        """Whether it looks at the clock."""
+        return False
+
+    @property
+    def ends(self) -> bool:
+        """Whether it surely holds at some time: a budget, in evaluations or minutes."""
+        return False
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it cannot hold without stable ranks."""
+        return False
 
     @abstractmethod
     def judge(self, state: State) -> Verdict:
@@ -181,6 +100,11 @@ class Evaluations(Stopping):
     def __post_init__(self) -> None:
         count(self.most, "evaluations", 1)
 
+    @property
+    def ends(self) -> bool:
+        """Always."""
+        return True
+
     def judge(self, state: State) -> Verdict:
         """See `Stopping`."""
         return Verdict(state.evaluations >= self.most, None, f"{state.evaluations:,} evaluations")
@@ -203,6 +127,16 @@ class Minutes(Stopping):
         if not self.most > 0:
             raise ValueError(f"expected minutes above 0; got {self.most}")
 
+    @property
+    def clocked(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def ends(self) -> bool:
+        """Always."""
+        return True
+
     def judge(self, state: State) -> Verdict:
         """See `Stopping`."""
         return Verdict(state.seconds >= 60 * self.most, None, f"{state.seconds / 60:.1f} minutes")
@@ -221,6 +155,9 @@ class Minutes(Stopping):
 @dataclass(frozen=True)
 class StandardError(Stopping):
     """When values are known well enough.
+
+    At least 30 draws have to tell of a row before its error counts. Errors are estimated from the
+    draws; what is so rare that none of them saw it is not in the errors.
 
     Parameters
     ----------
@@ -250,6 +187,7 @@ class StandardError(Stopping):
             fine = state.relative_errors <= self.relative
         else:
             fine = state.estimate.errors <= self.absolute
+        fine = fine & (state.estimate.counts >= LEAST)
         met = state.units > 1 and bool(fine.mean() >= self.share)
         return Verdict(met, met, f"{self}: holds for {fine.mean():.0%} of the rows")
 
@@ -285,6 +223,11 @@ class RankStability(Stopping):
                 f"expected above and level between 0 and 1; got {self.above} and {self.level}"
             )
 
+    @property
+    def ranks(self) -> bool:
+        """Always."""
+        return True
+
     def judge(self, state: State) -> Verdict:
         """See `Stopping`."""
         found = state.stability(self.level)
@@ -301,6 +244,18 @@ class _Both(Stopping):
     first: Stopping
     second: Stopping
 
+    @property
+    def clocked(self) -> bool:
+        return self.first.clocked or self.second.clocked
+
+    @property
+    def ends(self) -> bool:
+        return self.first.ends and self.second.ends
+
+    @property
+    def ranks(self) -> bool:
+        return self.first.ranks or self.second.ranks
+
     def judge(self, state: State) -> Verdict:
         a, b = self.first.judge(state), self.second.judge(state)
         return Verdict(a.stop and b.stop, _worst(a.converged, b.converged), f"{a.why} & {b.why}")
@@ -316,6 +271,18 @@ class _Both(Stopping):
 class _Either(Stopping):
     first: Stopping
     second: Stopping
+
+    @property
+    def clocked(self) -> bool:
+        return self.first.clocked or self.second.clocked
+
+    @property
+    def ends(self) -> bool:
+        return self.first.ends or self.second.ends
+
+    @property
+    def ranks(self) -> bool:
+        return self.first.ranks and self.second.ranks
 
     def judge(self, state: State) -> Verdict:
         a, b = self.first.judge(state), self.second.judge(state)
@@ -343,18 +310,13 @@ def _best(a: bool | None, b: bool | None) -> bool | None:
 def default_rule(n: int) -> Stopping:
     """Stable ranks (small errors, of few rows), or a hundred evaluations a row, at least 2,000."""
     good = StandardError(0.1) if n < FEW_ROWS else RankStability(0.95)
-    return good | Evaluations(max(2_000, 100 * n))
+    return good | Evaluations(_budget(n))
 
 
 def rule_from(given: Any, n: int) -> Stopping:
     """A rule, a number of evaluations, or None for the default; else a TypeError."""
     if given is None:
         return default_rule(n)
-    if isinstance(given, RankStability) and n < FEW_ROWS:
-        raise ValueError(
-            f"expected a budget beside {given}, which {n} rows never reach: take StandardError(), "
-            "or add | Evaluations(…)"
-        )
     if isinstance(given, Stopping):
         return given
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
@@ -363,3 +325,27 @@ def rule_from(given: Any, n: int) -> Stopping:
         "expected until as a rule such as RankStability(0.95) | Evaluations(5_000), or a number "
         f"of evaluations; got {given!r}"
     )
+
+
+def ending(rule: Stopping, n: int) -> Stopping:
+    """A rule with a budget, for samples of n rows: its own, or a hundred times the default.
+
+    Values that are all alike never have stable ranks, and errors may never become small.
+
+    Raises
+    ------
+    ValueError
+        If it never holds.
+    """
+    if rule.ends:
+        return rule
+    if rule.ranks and n < FEW_ROWS:
+        raise ValueError(
+            f"expected a rule that {n} rows can fulfil; ranks of fewer than {FEW_ROWS} are never "
+            f"surely stable, and {rule} needs them: take StandardError(), or add | Evaluations(…)"
+        )
+    return rule | Evaluations(CEILING * _budget(n))
+
+
+def _budget(n: int) -> int:
+    return max(2_000, 100 * n)

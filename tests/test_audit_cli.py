@@ -601,6 +601,7 @@ def test_clean_writes_and_tells(audited: Path, capsys: pytest.CaptureFixture[str
     assert run("clean", "runs/table", "-o", "d.csv", "--source", "moved.csv") == 0
 
 
+@pytest.mark.slow
 def test_verify_adds_to_the_run_and_to_its_report(
     audited: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

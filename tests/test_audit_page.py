@@ -83,6 +83,7 @@ def test_what_to_do_follows_what_was_found(normal):
     assert "One of the most suspicious rows, but not suspicious enough" in text
 
 
+@pytest.mark.slow
 def test_judges_that_know_nothing_are_a_warning():
     audit = example(100)
     weak = {"network": 0.585, "forest": 0.55, "baseline": 0.58}

@@ -197,6 +197,7 @@ def big():
     return example(100_000, features=26, top=100, findings=1500)
 
 
+@pytest.mark.slow
 def test_a_large_audit_has_a_small_page_with_all_its_details(big):
     html = audit_page.build(big)
     assert len(html.encode()) < 2_000_000
@@ -216,6 +217,7 @@ def test_a_large_audit_has_a_small_page_with_all_its_details(big):
     assert "findings.csv" in html
 
 
+@pytest.mark.slow
 def test_details_that_do_not_fit_are_dropped_from_the_least_suspicious_up(monkeypatch):
     audit = example(2000, top=60, findings=100)
     whole = audit_page.build(audit)
@@ -253,6 +255,7 @@ def test_no_details_are_shown_behind_some_that_do_not_fit(monkeypatch):
     assert [int(row) for row in ids] == order[:3]
 
 
+@pytest.mark.slow
 def test_lines_are_dropped_where_text_alone_is_too_much(monkeypatch):
     audit = example(2000, top=0, findings=400)
     found = audit.findings.assign(evidence='"' * 300)
@@ -290,6 +293,7 @@ def test_the_same_audit_gives_the_same_bytes(normal):
         assert audit_page.build(audit) == normal
 
 
+@pytest.mark.slow
 def test_write_replaces_a_page_whole_or_not_at_all(tmp_path, monkeypatch, normal):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -360,6 +364,7 @@ def test_a_search_keeps_the_lines_that_have_all_its_words(normal, tmp_path):
 
 
 @browser
+@pytest.mark.slow
 def test_lines_without_a_value_are_sorted_last(normal, tmp_path):
     for sort, down in (("suspicion", False), ("-suspicion", True)):
         dom = rendered(normal, tmp_path, f"#sort={sort}")

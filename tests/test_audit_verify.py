@@ -89,6 +89,7 @@ def test_removing_wrong_labels_helps_and_random_ones_do_not() -> None:
     assert score_of(found, "without flagged", "without a flag") > 0.95
 
 
+@pytest.mark.slow
 def test_random_labels_promise_nothing_though_the_flags_of_all_rows_do() -> None:
     gains: list[tuple[float, float]] = []
     for seed in range(3):

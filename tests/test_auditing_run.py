@@ -119,6 +119,7 @@ def test_expected_precision_is_near_the_true_one(spoiled):
     assert json.dumps(audit.to_dict())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_audit(spoiled):
     frame, _, audit = spoiled
     again = run(frame)
@@ -137,6 +138,7 @@ def test_a_clean_table_is_hardly_flagged(load):
     assert audit.rows["feature_flag"].mean() < 0.02
 
 
+@pytest.mark.slow
 def test_numbers_of_other_rows_are_found():
     data = load_diabetes(as_frame=True)
     frame = data.data.copy()
@@ -158,6 +160,7 @@ def test_numbers_of_other_rows_are_found():
     )
 
 
+@pytest.mark.slow
 def test_only_categories_and_an_id():
     rng = np.random.default_rng(4)
     y = rng.integers(0, 2, 200)
@@ -173,6 +176,7 @@ def test_only_categories_and_an_id():
     assert audit.rows["suspect_column"].isna().all()
 
 
+@pytest.mark.slow
 def test_a_leak_is_told_and_hides_nothing_else():
     frame, _ = bottles(1, flips=10)
     frame["code"] = frame["kind"].str.upper()
@@ -202,6 +206,7 @@ def test_columns_that_tell_nothing_are_noted():
     assert audit.summary.noise is None
 
 
+@pytest.mark.slow
 def test_rows_in_another_order_are_judged_alike():
     frame, _ = bottles(3, flips=10)
     order = np.random.default_rng(6).permutation(len(frame))
@@ -221,6 +226,7 @@ def test_settings_are_checked_before_work(setting, value):
         plan_audit(read_table(frame), AuditSettings("kind", **{setting: value}))
 
 
+@pytest.mark.slow
 def test_the_plan_names_columns_and_costs():
     frame, _ = bottles()
     plan = plan_audit(read_table(frame), AuditSettings("kind"))

@@ -84,6 +84,7 @@ def test_same_seed_same_bytes(finished: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_replaced_and_nothing_else(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ def test_dense_and_products_equal_reference(case: Case, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(MAKE))
 @pytest.mark.parametrize("name", ["mlp", "conv2d"])
+@pytest.mark.slow
 def test_chunks_of_rows_and_columns_do_not_matter(
     kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_ggn_equals_hessian_for_a_linear_model() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "one_logit", "regression", "regression_sum", "positions"])
+@pytest.mark.slow
 def test_sampled_fisher_tends_to_the_exact_one(name: str) -> None:
     risk = risk_of(make(name))
     exact = uw.Fisher(risk).dense()
@@ -156,6 +158,7 @@ def test_a_loss_that_is_not_convex_in_the_output_is_refused() -> None:
     uw.Hessian(risk_of(case)).dense()
 
 
+@pytest.mark.slow
 def test_a_loss_linear_in_the_output_is_refused_by_the_ggn_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1)).double()
     data = (torch.randn(6, 4).double(), torch.randint(3, (6,)))

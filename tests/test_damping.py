@@ -152,6 +152,7 @@ def test_the_method_does_not_matter(method: Any) -> None:
     assert fitted(HELD_OUT, method=method).damping == pytest.approx(float(fitted(HELD_OUT).damping))
 
 
+@pytest.mark.slow
 def test_batches_and_blocks_of_folds_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = fitted(HELD_OUT).damping
     monkeypatch.setattr(upweight.prediction, "STEP_BYTES", 64 * 93 * 7)

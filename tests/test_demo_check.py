@@ -153,6 +153,7 @@ def test_check_false_computes_nothing(monkeypatch):
     assert TITLE not in [one.title for one in demo_report.build(none, 5).sections]
 
 
+@pytest.mark.slow
 def test_without_wrong_labels_there_is_nothing_to_spoil():
     clean = run_wine(dataclasses.replace(SMALL, epochs=10, flipped=0, halves=4), progress=False)
     assert clean.check.spoiled == ()
@@ -175,6 +176,7 @@ def test_run_folder_has_the_check(result, tmp_path):
     np.testing.assert_array_equal(kept.outputs, result.check.retrained.outputs)
 
 
+@pytest.mark.slow
 def test_settings_that_were_written_give_the_same_page(result, tmp_path):
     write_run(result, tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

@@ -112,6 +112,7 @@ def test_interval_covers_the_expected_score():
     assert 0.85 <= np.mean(covered) <= 1.0
 
 
+@pytest.mark.slow
 def test_interval_is_quick_and_repeatable():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 300))

@@ -331,6 +331,7 @@ def test_sampled_labels_depend_on_row_and_seed_only() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "one_logit", "regression"])
 @pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.slow
 def test_sampled_fisher_tends_to_the_exact_one(name: str, corrected: bool) -> None:
     risk = risk_of(make(name))
     exact = KroneckerCurvature(risk, corrected=corrected).dense()

@@ -117,6 +117,7 @@ GIVEN = {
     ("given", "data"),
     [*((given, "wine") for given in GIVEN), ("none", "iris"), ("logistic", "iris")],
 )
+@pytest.mark.slow
 def test_planted_flips_are_suspicious(given, data, request):
     x, y, planted = request.getfixturevalue(data)
     training = SHORT if given == "module" else None
@@ -135,6 +136,7 @@ def test_planted_flips_are_suspicious(given, data, request):
 
 
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
+@pytest.mark.slow
 def test_a_pipeline_gets_the_frame_as_it_is(wine, make):
     x, y, planted = wine
     frame = mixed_frame(x)
@@ -145,6 +147,7 @@ def test_a_pipeline_gets_the_frame_as_it_is(wine, make):
     assert audit.n_features_in_ == frame.shape[1]
 
 
+@pytest.mark.slow
 def test_a_net_of_skorch_at_the_end_of_a_pipeline_gets_single_precision(wine):
     x, y, planted = wine
     names = np.array(["third", "first", "second"])[y]
@@ -157,6 +160,7 @@ def test_a_net_of_skorch_at_the_end_of_a_pipeline_gets_single_precision(wine):
     assert (named == names)[~planted].mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_net_of_skorch_in_a_search_gets_single_precision(iris):
     x, y, planted = iris
     search = GridSearchCV(skorch_net(4), {"optimizer__weight_decay": [0.0, 0.1]}, cv=2)
@@ -178,6 +182,7 @@ def test_other_nets_of_skorch():
     assert ((audit.judges_["estimator"][:, 1] > 0.5) == (number > 0)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_missing_numbers_are_no_problem_where_the_estimator_takes_them(wine):
     x, y, planted = wine
     x = np.where(np.random.default_rng(0).random(x.shape) < 0.05, np.nan, x)
@@ -203,6 +208,7 @@ def test_suspicion_is_what_the_formula_says(iris):
     assert 0.02 < audit.noise_ < 0.3
 
 
+@pytest.mark.slow
 def test_the_estimator_judges_the_planted_rows_too(iris):
     """Rows that are keys of a book which only the estimator has: it carries the calibration."""
     x, y, planted = iris
@@ -341,6 +347,7 @@ def test_predictions_that_are_not_finite_are_refused(iris):
 # --- networks
 
 
+@pytest.mark.slow
 def test_a_network_is_not_touched_and_what_it_has_learnt_does_not_leak(iris):
     x, y, _ = iris
     x, y = x[::3], y[::3]
@@ -360,6 +367,7 @@ def test_a_network_is_not_touched_and_what_it_has_learnt_does_not_leak(iris):
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_weight_decay_is_the_one_that_explains_left_out_rows_best(iris):
     x, y, _ = iris
     inputs = torch.tensor(x - x.mean(axis=0)).float()
@@ -420,6 +428,7 @@ def test_networks_for_numbers(flat):
     assert np.isfinite(audit.influence_).all()
 
 
+@pytest.mark.slow
 def test_influence_goes_through_the_network(iris):
     x, y, planted = iris
     audit = LabelAudit(MLP([4, 16, 3]), **BARE, training=SHORT).fit(x, y)
@@ -457,6 +466,7 @@ def test_layers_without_kronecker_factors_are_no_problem(iris):
     ids=["from 1", "cyclic", "texts", "floats"],
 )
 @pytest.mark.parametrize("given", [None, SCALED], ids=["none", "logistic"])
+@pytest.mark.slow
 def test_names_of_classes_do_not_matter(iris, names, given):
     x, y, _ = iris
     names = np.array(names)
@@ -482,6 +492,7 @@ def test_truth_values_are_classes(iris):
     assert roc_auc_score(changed, audit.suspicion_) >= 0.98
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_does_not_matter_but_for_chance(iris):
     x, y, _ = iris
     order = np.random.default_rng(0).permutation(len(y))
@@ -496,6 +507,7 @@ def test_the_order_of_rows_does_not_matter_but_for_chance(iris):
     assert (moved.judges_["neighbours"] == neighbours).all(axis=1).mean() > 0.9  # but for ties
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_nothing_else(iris):
     x, y, _ = iris
     numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -509,6 +521,7 @@ def test_the_seed_decides_and_nothing_else(iris):
     assert (torch.get_rng_state() == torch_state).all()
 
 
+@pytest.mark.slow
 def test_frames_lists_and_arrays_of_the_same_numbers_are_the_same(iris):
     x, y, _ = iris
     plain = LabelAudit(**BARE).fit(x, y)

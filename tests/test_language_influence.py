@@ -62,6 +62,7 @@ def tokenizer() -> Any:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.slow
 def test_rows_with_the_fact_come_first(tokenizer: Any, kind: str) -> None:
     rows = read_rows(facts(), tokenizer)
     model = make_model(kind, len(tokenizer))

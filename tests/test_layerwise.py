@@ -457,6 +457,7 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("form", ["formed", "weighted"])
+@pytest.mark.slow
 def test_layers_that_some_rows_leave_out(
     first: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,7 @@ def close(got: Tensor | None, wanted: Tensor, rtol: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("name", sorted(LINEAR))
+@pytest.mark.slow
 def test_hessian_equals_reference(name: str, dtype: torch.dtype) -> None:
     case = made(LINEAR, name, dtype)
     wanted = Reference(case).hessian()
@@ -273,6 +274,7 @@ def test_fisher_equals_its_factor(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
+@pytest.mark.slow
 def test_declines_what_it_does_not_hold_for(name: str) -> None:
     case = made(OTHER, name, torch.float64)
     risk = risk_of(case)

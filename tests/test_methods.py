@@ -93,7 +93,13 @@ APPROXIMATE = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(APPROXIMATE))
+def few(names):
+    """One that takes many steps, in its turn with the slow tests."""
+    many = "lissa-batches"
+    return [pytest.param(n, marks=pytest.mark.slow) if n == many else n for n in sorted(names)]
+
+
+@pytest.mark.parametrize("name", few(APPROXIMATE))
 @pytest.mark.parametrize("curvature", ["ggn", "fisher"])
 def test_the_batch_size_does_not_matter(name: str, curvature: str) -> None:
     case = make("mlp")
@@ -103,7 +109,7 @@ def test_the_batch_size_does_not_matter(name: str, curvature: str) -> None:
         assert off(again.scores(case.test).values, wanted) < 1e-8
 
 
-@pytest.mark.parametrize("name", sorted(set(APPROXIMATE) - {"ekfac-sampled"}))
+@pytest.mark.parametrize("name", few(set(APPROXIMATE) - {"ekfac-sampled"}))
 def test_the_order_of_rows_does_not_matter(name: str) -> None:
     case = make("mlp")
     wanted = fit(case, APPROXIMATE[name]).scores(case.test).values

@@ -208,6 +208,7 @@ def test_a_method_by_layers_is_planned_step_by_step() -> None:
     assert "certificate" in list(by_layers().plan(case.train, case.test).phases["phase"])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_memory_makes_groups_and_says_how_many_passes() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 64, generator=generator)

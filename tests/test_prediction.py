@@ -202,6 +202,7 @@ def test_logistic_regression_comes_near_retraining() -> None:
 # -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_and_blocks_of_groups_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("mlp")
     wanted = fit(case).predict(case.test, GROUPS, rtol=1e-10)
@@ -216,6 +217,7 @@ def test_batches_and_blocks_of_groups_do_not_matter(monkeypatch: pytest.MonkeyPa
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_the_order_of_groups_and_rows_does_not_matter(data: st.DataObject) -> None:
     case = make("regression")
     masks = torch.tensor(

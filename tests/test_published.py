@@ -79,6 +79,7 @@ def _parts(case: Case) -> tuple[nn.Module, object, object]:
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)], ids=["32", "64"]
 )
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 53, 105, 106, None])
+@pytest.mark.slow
 def test_scores_equal_the_dense_reference_for_every_batch_size(
     dtype: torch.dtype, tolerance: float, batch_size: int | None, wanted: torch.Tensor
 ) -> None:
@@ -96,6 +97,7 @@ def test_scores_equal_the_dense_reference_for_all_batch_sizes(wanted: torch.Tens
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.slow
 def test_perturbation_equals_the_dense_reference(reference: Reference, curvature: str) -> None:
     dense = reference.perturbation(curvature, 0.1)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-10)):
@@ -159,6 +161,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["32", "64"])
 @pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.slow
 def test_methods_reach_their_bounds(name: str, dtype: torch.dtype, wanted: torch.Tensor) -> None:
     case = wine(dtype)
     influence = fitted(case, method=METHODS[name])
@@ -171,6 +174,7 @@ def test_methods_reach_their_bounds(name: str, dtype: torch.dtype, wanted: torch
         assert found["error_percent"] == pytest.approx(332, abs=5)
 
 
+@pytest.mark.slow
 def test_block_diagonality_alone_costs_194_percent(wanted: torch.Tensor) -> None:
     case = wine(torch.float64)
     influence = fitted(case, "hessian", blocks="layer")
@@ -180,6 +184,7 @@ def test_block_diagonality_alone_costs_194_percent(wanted: torch.Tensor) -> None
 
 @pytest.mark.parametrize("name", ["nystroem", "arnoldi"])
 @pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.slow
 def test_random_methods_reach_their_bounds_with_other_seeds(
     name: str, seed: int, wanted: torch.Tensor
 ) -> None:
@@ -190,6 +195,7 @@ def test_random_methods_reach_their_bounds_with_other_seeds(
 
 
 @pytest.mark.parametrize(("steps", "percent"), [(5, 6.0), (8, 0.2), (12, 0.004)])
+@pytest.mark.slow
 def test_steps_of_conjugate_gradients(steps: int, percent: float, wanted: torch.Tensor) -> None:
     """Measured by a prototype, without a preconditioner."""
     case = wine(torch.float64)
@@ -201,6 +207,7 @@ def test_steps_of_conjugate_gradients(steps: int, percent: float, wanted: torch.
 
 
 @pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.slow
 def test_methods_do_not_depend_on_batch_size_or_order(name: str) -> None:
     case = wine(torch.float64)
     order = torch.randperm(case.n, generator=torch.Generator().manual_seed(0))
@@ -215,7 +222,7 @@ def test_methods_do_not_depend_on_batch_size_or_order(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def walks() -> list[WineResult]:
-    return [run_wine(WineSettings(seed=seed), progress=False) for seed in range(5)]
+    return [run_wine(WineSettings(seed=seed, check=False), progress=False) for seed in range(5)]
 
 
 # Pearson of the mean influence, and ‖Δ‖₂ / ‖reference‖₂.
@@ -231,6 +238,7 @@ SEEDS = {
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_methods_over_training_seeds(seed: int) -> None:
     """The same rows, another network."""
     case = wine(torch.float32)
@@ -261,6 +269,7 @@ def test_methods_over_training_seeds(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", list(SEEDS))
+@pytest.mark.slow
 def test_methods_over_splits(name: str, walks: list[WineResult]) -> None:
     """Other rows and other flipped labels with every seed."""
     pearson, norm = SEEDS[name]
@@ -284,6 +293,7 @@ def _of_exact_blocks(walk: WineResult) -> float:
     return agreement(exact, blocks.scores(walk.data.test).mean().values)["pearson"]
 
 
+@pytest.mark.slow
 def test_flipped_labels_stand_out_over_five_seeds(walks: list[WineResult]) -> None:
     for walk in walks:
         assert walk.corrupted_mean < -0.3

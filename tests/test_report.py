@@ -109,6 +109,7 @@ def everywhere(text):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.slow
 def test_text_from_data_is_never_markup(text):
     page, harmless = Page(render(everywhere(text))), Page(render(everywhere("harmless")))
     # The same elements with the same attributes as for a harmless text, in the same order.
@@ -373,6 +374,7 @@ def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkey
     assert path.read_text() == "old"
 
 
+@pytest.mark.slow
 def test_write_never_shows_part_of_a_page(tmp_path, monkeypatch):
     path, seen = tmp_path / "report.html", []
     replace = os.replace

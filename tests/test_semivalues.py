@@ -24,9 +24,11 @@ from upweight.valuation import (
     semivalue,
     shapley,
 )
+from upweight.valuation.drawing import Sampler
 from upweight.valuation.laws import Semivalue, beta_law, shapley_law
 from upweight.valuation.readouts import choose_readout, read_out
-from upweight.valuation.sampling import EverySubset, Sampler, sampler_from
+from upweight.valuation.sampling import sampler_from
+from upweight.valuation.subsets import EverySubset
 from value_games import COUNCIL, GAMES, Looked, TableUtility, enumerated, rough, voting
 
 SHAPLEY, HALF, FEW = Semivalue.of("shapley"), Semivalue.of("banzhaf", p=0.5), 0.2
@@ -107,6 +109,7 @@ def test_all_subsets_give_the_sum_over_all_subsets(name: str, law: str):
 
 
 @pytest.mark.parametrize("name", sorted(ESTIMATES))
+@pytest.mark.slow
 def test_samplers_agree_with_all_subsets(name: str):
     sampler, kind, readout, units = ESTIMATES[name]
     for table in (TABLES["rough"], TABLES["council"]):

@@ -548,6 +548,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("mode", ["up", "perturbation"])
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_scores_go_on_to_the_same_bytes(
     options: dict[str, Any], mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,7 @@ SEEDS = np.array([3, 1, 4, 1, 5, 9])
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.slow
 def test_copies_end_where_training_one_by_one_ends(name: str) -> None:
     problem = PROBLEMS[name]
     refit = problem.refit()
@@ -206,6 +207,7 @@ def test_copies_end_where_training_one_by_one_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "mse", "binary", "many epochs"])
+@pytest.mark.slow
 def test_single_precision(name: str) -> None:
     problem = PROBLEMS[name]
     found = problem.refit(torch.float32).many(UNEQUAL, SEEDS)
@@ -265,6 +267,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize("name", ALONE)
+@pytest.mark.slow
 def test_what_does_not_stack_is_trained_one_by_one(name: str) -> None:
     problem, reason = ALONE[name]
     refit = problem.refit()
@@ -283,6 +286,7 @@ def test_what_does_not_stack_is_trained_one_by_one(name: str) -> None:
             np.testing.assert_allclose(z, wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_neighbours_and_groups_do_not_matter() -> None:
     problem = PROBLEMS["adam"]
     together = problem.refit().many(UNEQUAL, SEEDS)

@@ -166,6 +166,7 @@ def test_kinds(name):
         assert "otherwise --kind " in column.note or column.note.startswith("numbers")
 
 
+@pytest.mark.slow
 def test_the_order_of_the_frame_is_kept():
     frame = pd.DataFrame({name: pd.Series(case[0]) for name, case in CASES.items()})
     columns = plan_columns(frame, target="colours")
@@ -280,6 +281,7 @@ def test_the_order_of_rows_matters_only_for_sequences(order, name):
         max_size=20,
     )
 )
+@pytest.mark.slow
 def test_any_text_has_a_kind(values):
     texts = pd.Series([None if v is None else str(v) for v in values], dtype="object")
     frame = pd.DataFrame({"a": texts, "y": 1})

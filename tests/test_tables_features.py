@@ -270,6 +270,7 @@ def test_odd_texts(cells):
 
 @settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False))
+@pytest.mark.slow
 def test_permuted_rows_are_permuted_features(random):
     frame = mixed(150)
     order = list(range(len(frame)))
@@ -289,6 +290,7 @@ def test_the_seed_decides():
     assert one.names == two.names
 
 
+@pytest.mark.slow
 def test_files_and_frames_give_the_same_features(tmp_path):
     frame = mixed()
     frame.to_csv(tmp_path / "a.csv", index=False)

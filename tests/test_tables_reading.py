@@ -241,6 +241,7 @@ def test_what_is_written_is_read(rows, delimiter, end, tmp_path_factory):
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS, st.sampled_from(["\n", "\r\n", "\r"])), min_size=1))
+@pytest.mark.slow
 def test_arrow_and_python_cut_records_alike(rows):
     """`read_table` reads with Arrow, `copy_rows` with Python: rows must be the same rows."""
     text = "".join(f"{a},{b}{end}" for a, b, end in rows)

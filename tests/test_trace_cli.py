@@ -199,6 +199,7 @@ def test_an_adapter_is_traced_by_its_parameters(
     assert scores.provenance["parameters"] == 2 * (2 * 16 * 2 + 2 * 16 + 2 * 8)
 
 
+@pytest.mark.slow
 def test_a_run_is_replaced_and_nothing_else(
     place: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_run_is_replaced_and_nothing_else(
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(
     place: Path,
     finished: Path,

@@ -235,6 +235,7 @@ def test_against_retraining() -> None:
     assert 0.8 < slope < 1.25
 
 
+@pytest.mark.slow
 def test_losses_instead_of_margins() -> None:
     own = retraining(output="loss")
     found = fit().check(TEST, refit=own, subsets=4, seeds=1)
@@ -286,6 +287,7 @@ def test_some_test_rows_that_never_move() -> None:
     assert "nan" not in finding.value
 
 
+@pytest.mark.slow
 def test_some_runs_that_fail() -> None:
     own = retraining()
     count = 0
@@ -321,6 +323,7 @@ def test_too_few_runs_that_work() -> None:
     assert len(found.retrained.failures) == 14
 
 
+@pytest.mark.slow
 def test_a_damping_that_cannot_be_solved_is_a_gap_in_the_table() -> None:
     """The Hessian with a tenth of this λ is indefinite, with λ it is not."""
     case = make("mlp")

@@ -71,6 +71,7 @@ def test_ekfac_of_one_network():
     assert mlp().lds(fitted(mlp(), "ekfac").scores(mlp().test)) >= 0.66
 
 
+@pytest.mark.slow
 def test_ekfac_of_ten_networks():
     members = (fitted(mlp(), "ekfac", k).scores(mlp().test, **MARGIN) for k in range(10))
     assert mlp().lds(uw.ensemble(members)) >= 0.71

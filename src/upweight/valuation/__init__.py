@@ -9,7 +9,7 @@ How much is a row worth? Asked of a *utility*, a set of rows → a number:
 - ``grouped``      groups of rows in place of rows
 - ``semivalues``   `shapley`, `banzhaf`, `beta_shapley`: one function a name
 - ``least_core``, ``classwise``  the least core; Shapley's value class by class
-- ``sampling``     which sets are asked for
+- ``sampling``     which orders are asked for; ``subsets``: which sets
 - ``engine``, ``cache``  evaluating them side by side, and never twice
 - ``laws``, ``readouts``, ``regressions``  from samples to values and errors: linear algebra
 - ``stopping``     when it is enough
@@ -29,6 +29,7 @@ Or of nearest neighbours and trees, in closed form:
 
 from upweight.valuation.cache import CacheWarning, UtilityCache
 from upweight.valuation.classwise import class_wise_shapley
+from upweight.valuation.drawing import Sampler
 from upweight.valuation.grouped import GroupedUtility
 from upweight.valuation.judgement import KnnJudgement, knn_proba
 from upweight.valuation.knn import knn_judge, knn_shapley, neighbours
@@ -39,16 +40,7 @@ from upweight.valuation.model_utility import ModelUtility
 from upweight.valuation.oob import OutOfBag, data_oob, oob_judge
 from upweight.valuation.refit_utility import RefitUtility
 from upweight.valuation.ridge_utility import RidgeUtility
-from upweight.valuation.sampling import (
-    BernoulliSubsets,
-    EverySubset,
-    KernelSubsets,
-    OwenSubsets,
-    Permutations,
-    Sampler,
-    Stratified,
-    WeightedSubsets,
-)
+from upweight.valuation.sampling import Permutations, Stratified
 from upweight.valuation.semivalues import (
     banzhaf,
     beta_shapley,
@@ -62,6 +54,13 @@ from upweight.valuation.stopping import (
     RankStability,
     StandardError,
     Stopping,
+)
+from upweight.valuation.subsets import (
+    BernoulliSubsets,
+    EverySubset,
+    KernelSubsets,
+    OwenSubsets,
+    WeightedSubsets,
 )
 from upweight.valuation.telling import ValueWarning
 from upweight.valuation.utility import FunctionUtility, Utility, UtilityError

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from upweight.valuation.checks import count
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.model_utility import ModelUtility, without_warnings_of_small_sets
+from upweight.valuation.readouts import moderated
 from upweight.valuation.run import next_round
 from upweight.valuation.samples import Estimate
-from upweight.valuation.stopping import State, Stopping, Verdict, rule_from
+from upweight.valuation.states import State
+from upweight.valuation.stopping import Stopping, Verdict, ending, rule_from
 from upweight.valuation.telling import tell, tell_failed
 from upweight.valuation.utility import Evaluated, Utility, each
 from upweight.valuation.values import Values
@@ -114,7 +116,7 @@ def class_wise_shapley(
     (5, 0.25)
     """
     game = _InClass(utility)
-    rule, seed = rule_from(until, utility.n), count(seed, "seed", 0)
+    rule, seed = ending(rule_from(until, utility.n), utility.n), count(seed, "seed", 0)
     if not 0 < out_of_class <= 1:
         raise ValueError(f"expected out_of_class above 0 and at most 1; got {out_of_class}")
     wanted = game.accuracies() if normalize else None
@@ -295,8 +297,9 @@ def _estimate(terms: Floats, codes: NDArray[np.intp], wanted: Floats | None) -> 
             of_class = apart @ (codes[:, None] == np.arange(len(total)))  # (T, C)
             shares = (means / total[codes])[among]
             apart[:, among] -= shares * of_class[:, codes[among]]
-        errors = np.abs(scale) * np.sqrt((apart**2).sum(axis=0) / (counts - 1) / counts)
-    errors[counts < 2] = np.nan
+        variances = (apart**2).sum(axis=0) / (counts - 1) / counts
+    variances[counts < 2] = np.nan
+    errors = np.abs(scale) * np.sqrt(moderated(variances, counts))
     return Estimate(means * scale, errors, counts.astype(np.int64))
 
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from upweight.valuation.drawing import Sampler
 from upweight.valuation.laws import Semivalue
 from upweight.valuation.readouts import FailedSubsets
 from upweight.valuation.run import Settings, read_again, run
-from upweight.valuation.sampling import (
-    EverySubset,
-    KernelSubsets,
-    OwenSubsets,
-    Permutations,
-    Sampler,
-    Stratified,
-    WeightedSubsets,
-)
+from upweight.valuation.sampling import Permutations, Stratified
 from upweight.valuation.stopping import Evaluations, Stopping
+from upweight.valuation.subsets import EverySubset, KernelSubsets, OwenSubsets, WeightedSubsets
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values
 

@@ -13,16 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upweight.valuation.checks import count
+from upweight.valuation.drawing import Sampler
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.laws import shapley_law
 from upweight.valuation.samples import SetSamples
-from upweight.valuation.sampling import (
-    BernoulliSubsets,
-    EverySubset,
-    Permutations,
-    Sampler,
-    Stratified,
-)
+from upweight.valuation.sampling import Permutations, Stratified
+from upweight.valuation.subsets import BernoulliSubsets, EverySubset
 from upweight.valuation.telling import tell_failed
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values

@@ -10,21 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upweight.valuation.checks import count
+from upweight.valuation.drawing import Sampler
 from upweight.valuation.engine import Evaluator
 from upweight.valuation.laws import Semivalue
 from upweight.valuation.readouts import Readout, choose_readout, read_out
 from upweight.valuation.regressions import is_shrunk
 from upweight.valuation.reuse import check_seen
 from upweight.valuation.samples import Estimate, OrderSamples, Samples, SetSamples
-from upweight.valuation.sampling import (
-    EverySubset,
-    Permutations,
-    Sampler,
-    needed,
-    sampler_from,
-)
+from upweight.valuation.sampling import Permutations, needed, sampler_from
 from upweight.valuation.states import State
 from upweight.valuation.stopping import Stopping, Verdict, ending, rule_from
+from upweight.valuation.subsets import EverySubset
 from upweight.valuation.telling import tell, tell_failed
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values

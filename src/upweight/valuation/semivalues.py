@@ -7,9 +7,11 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from upweight.valuation.dispatch import answer
+from upweight.valuation.drawing import Sampler
 from upweight.valuation.laws import Semivalue
-from upweight.valuation.sampling import BernoulliSubsets, Sampler, Stratified
+from upweight.valuation.sampling import Stratified
 from upweight.valuation.stopping import Stopping
+from upweight.valuation.subsets import BernoulliSubsets
 from upweight.valuation.utility import Utility
 from upweight.valuation.values import Values
 

@@ -105,8 +105,8 @@ class Values:
 
     @property
     def variances(self) -> Floats:
-        """(n,) the variance of one draw: of the values it is ``errors ** 2``."""
-        return self.errors**2 * self.counts
+        """(n,) of the values, for want of samples: ``errors ** 2``."""
+        return self.errors**2
 
     @cached_property
     def history(self) -> pd.DataFrame:

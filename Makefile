@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 # One torch thread per process: the tests run side by side, and sums keep their order.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Options for every pytest run, e.g. make test PYTEST_ARGS="-x -k risk -n 0"
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 PYTEST      := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help

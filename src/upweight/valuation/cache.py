@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from upweight.frames import users_frame
 from upweight.valuation.checks import count
 
 if TYPE_CHECKING:
@@ -392,4 +393,4 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, CacheWarning, stacklevel=6)
+    warnings.warn(message, CacheWarning, stacklevel=users_frame())

@@ -10,7 +10,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Encoded", "Task", "codes_in", "count", "encode", "features", "targets", "task_of"]
+__all__ = [
+    "Encoded",
+    "Task",
+    "check_columns",
+    "check_order",
+    "check_pair",
+    "check_pairs",
+    "check_r2",
+    "codes_in",
+    "count",
+    "encode",
+    "features",
+    "targets",
+    "task_of",
+]
 
 Task = Literal["classification", "regression"]
 
@@ -46,6 +60,53 @@ def features(x: ArrayLike, name: str = "x", *, columns: int | None = None) -> ND
                 f"({len(wrong)} of {array.size} are not finite): fill in missing values first"
             )
     return array
+
+
+def check_order(x: Any, y: Any, what: str = "x and y", mend: str = "y.loc[x.index]") -> None:
+    """A ValueError where both have an index, with the same names in different orders."""
+    import pandas as pd
+
+    if not isinstance(x, pd.DataFrame | pd.Series) or not isinstance(y, pd.Series | pd.DataFrame):
+        return
+    if not x.index.equals(y.index) and set(x.index) == set(y.index):
+        raise ValueError(
+            f"expected {what} in the same order; their indexes have the same names in different "
+            f"orders: take {mend}"
+        )
+
+
+def check_columns(x: Any, x_test: Any, what: str = "test", like: str = "train") -> None:
+    """A ValueError where both have names of columns, and other ones or in another order."""
+    ours, theirs = (getattr(some, "columns", None) for some in (x, x_test))
+    if ours is not None and theirs is not None and list(ours) != list(theirs):
+        raise ValueError(
+            f"expected the columns of {like} in {what}, {list(ours)}; got {list(theirs)}"
+        )
+
+
+def check_pair(pair: Any, name: str) -> None:
+    """A ValueError where it is no (x, y), or x and y are in different orders."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"expected {name} as a pair (x, y); got {type(pair).__name__}")
+    x, y = pair
+    check_order(x, y, f"x and y of {name}")
+
+
+def check_pairs(train: Any, test: Any) -> None:
+    """A ValueError where pairs (x, y) are none, or do not belong together; test may be None."""
+    check_pair(train, "train")
+    if test is not None:
+        check_pair(test, "test")
+        check_columns(train[0], test[0])
+
+
+def check_r2(y: NDArray[Any], where: str) -> None:
+    """A ValueError where all rows that judge have one number, of which r2 makes 0 / 0."""
+    if len(np.unique(y)) < 2:
+        raise ValueError(
+            f"expected different y in {where} for r2; all {len(y)} are {y[0]}: take "
+            "scoring='neg_mean_squared_error'"
+        )
 
 
 def targets(y: ArrayLike, rows: int | None, name: str = "y") -> NDArray[Any]:

@@ -34,7 +34,7 @@ class GroupedUtility(Utility):
     labels
         The group of each row, such as its label, source or cluster: a sequence in the order of the
         rows, or a Series by the names of the rows. Rows without one (None, NaN) are the group
-        ``"(missing)"``.
+        ``"(missing)"``, which then may not be a label.
 
     Attributes
     ----------
@@ -46,7 +46,8 @@ class GroupedUtility(Utility):
     Raises
     ------
     ValueError
-        If there are not as many labels as rows, or a Series does not have every row's name once.
+        If there are not as many labels as rows, a Series does not have every row's name once, or
+        labels that differ would be one group, such as 1 and True.
 
     Notes
     -----
@@ -68,6 +69,7 @@ class GroupedUtility(Utility):
         import pandas as pd
 
         values = pd.Series(_by_position(utility, labels), dtype=object)
+        _check_apart(values)
         codes, found = pd.factorize(values.where(values.notna(), MISSING))
         self.utility = utility
         self.names = pd.Index(np.asarray(found).tolist(), name="group")
@@ -120,6 +122,26 @@ class _CacheOfRows:
 
     def __len__(self) -> int:
         return len(self._utility.cache)
+
+
+def _check_apart(labels: pd.Series) -> None:
+    """A ValueError where equal labels are not the same."""
+    known = labels[labels.notna()].tolist()
+    if len(known) < len(labels) and MISSING in known:
+        raise ValueError(
+            f"expected no label {MISSING!r}, which rows without a label are called; got both: "
+            "rename one of them"
+        )
+    kinds = {(label, isinstance(label, bool | np.bool_)) for label in known}
+    both = {label for label, is_truth in kinds if is_truth} & {
+        label for label, is_truth in kinds if not is_truth
+    }
+    if both:
+        label = int(both.pop())
+        raise ValueError(
+            f"expected labels of one kind; got {label} and {bool(label)}, which count as equal: "
+            "make text of them"
+        )
 
 
 def _by_position(utility: Utility, labels: Any) -> NDArray[Any]:

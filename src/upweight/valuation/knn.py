@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from upweight.valuation.checks import Task, count, features
+from upweight.valuation.checks import Task, check_columns, check_order, count, features
 from upweight.valuation.judgement import KnnJudgement, Labels, make_labels
 from upweight.valuation.parallel import workers
 from upweight.valuation.selection import Batch, Plan, make_plan, map_batches
@@ -72,6 +72,9 @@ def knn_judge(
     >>> float(judged.values.sum())  # the nearest of 3 rows has the same label
     0.75
     """
+    check_order(x, y)
+    check_order(x_test, y_test, "x_test and y_test", "y_test.loc[x_test.index]")
+    check_columns(x, x_test, "x_test", "x")
     table = features(x)
     queries = None if x_test is None else features(x_test, "x_test", columns=table.shape[1])
     if y is not None and (x_test is None) != (y_test is None):
@@ -206,7 +209,8 @@ def knn_shapley(
     ------
     ValueError
         If shapes do not fit, a number is not finite, a label is missing, there is one class only,
-        or K is not between 1 and the number of players.
+        K is not between 1 and the number of players, the columns of x_test are not those of x, or
+        the indexes of x and y have the same names in different orders.
 
     Notes
     -----
@@ -298,6 +302,7 @@ def neighbours(
     """
     options: Any = {"block": block, "seed": seed, "n_jobs": n_jobs, "batch_size": batch_size}
     table = features(x)
+    check_columns(x, x_query, "x_query", "x")
     if x_query is not None:
         x_query = features(x_query, "x_query", columns=table.shape[1])
     found = knn_judge(table, None, x_query, k=k, **options)

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upweight.valuation.cache import UtilityCache
-from upweight.valuation.checks import Task, codes_in, encode, features, targets, task_of
+from upweight.valuation.checks import (
+    Task,
+    check_pairs,
+    codes_in,
+    encode,
+    features,
+    targets,
+    task_of,
+)
 from upweight.valuation.fingerprints import digest
 from upweight.valuation.knn import knn_judge
 from upweight.valuation.ridge_utility import not_finite
@@ -22,6 +30,7 @@ from upweight.valuation.utility import Evaluated, Utility, row_names
 
 __all__ = ["KnnUtility"]
 
+REVISION = 1  # raised when the same data get other utilities, so that no cache gives old ones
 Floats = NDArray[np.float64]
 Places = NDArray[np.int32]
 
@@ -99,6 +108,7 @@ class KnnUtility(Utility):
         seed: int = 0,
         cache: UtilityCache | None = None,
     ) -> None:
+        check_pairs(train, test)
         x = features(train[0], "the features of train")
         y = targets(train[1], len(x))
         self.n = n = len(x)
@@ -142,7 +152,7 @@ class KnnUtility(Utility):
     @cached_property
     def _digest(self) -> str | None:
         settings = self.k, self.scoring, self.task, self._classes
-        return digest("KnnUtility", *settings, self._order, self._given, self._asked)
+        return digest("KnnUtility", REVISION, *settings, self._order, self._given, self._asked)
 
     def evaluate(self, masks: NDArray[np.bool_]) -> Evaluated:
         """Set by set: the first K of the set in the order of each test row."""

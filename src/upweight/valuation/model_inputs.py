@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upweight.valuation.checks import Task, targets, task_of
+from upweight.valuation.checks import Task, check_pair, targets, task_of
 from upweight.valuation.scoring import classification_scores, get_scoring, regression_scores
 
 __all__ = [
-    "check_columns",
+    "check_shapes",
     "index_of",
     "is_function",
     "make_scoring",
@@ -28,12 +28,10 @@ __all__ = [
 
 def rows_of(pair: Any, name: str) -> tuple[Any, NDArray[Any]]:
     """x and y of a pair: as many of one as of the other, at least one, no y missing."""
-    import pandas as pd
     from scipy import sparse
     from sklearn.utils.validation import _num_samples  # pyright: ignore[reportPrivateUsage]
 
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise ValueError(f"expected {name} as a pair (x, y); got {type(pair).__name__}")
+    check_pair(pair, name)
     x, y = pair
     try:
         rows = _num_samples(x)
@@ -41,13 +39,6 @@ def rows_of(pair: Any, name: str) -> tuple[Any, NDArray[Any]]:
         raise ValueError(f"expected x of {name} with one entry per row: {error}") from None
     if not rows:
         raise ValueError(f"expected rows in {name}; it has none")
-    if isinstance(x, pd.DataFrame | pd.Series) and isinstance(y, pd.Series):
-        moved = not x.index.equals(y.index) and set(x.index) == set(y.index)
-        if moved:
-            raise ValueError(
-                f"expected x and y of {name} in the same order; their indexes have the same names "
-                "in different orders: take y.loc[x.index]"
-            )
     if sparse.issparse(x):
         x = sparse.csr_array(x) if isinstance(x, sparse.sparray) else sparse.csr_matrix(x)
     return x, targets(y, rows, f"y of {name}")
@@ -74,20 +65,13 @@ def own(x: Any) -> Any:
     return x.copy() if hasattr(x, "shape") and hasattr(x, "copy") else x
 
 
-def check_columns(x: Any, x_test: Any) -> None:
-    """A ValueError where the rows of both differ in form."""
-    for what, read in (("columns", _columns), ("shape per row", _row_shape)):
-        ours, theirs = read(x), read(x_test)
-        if None not in (ours, theirs) and ours != theirs:
-            raise ValueError(f"expected the {what} of train in test, {ours}; got {theirs}")
-
-
-def _columns(x: Any) -> list[Any] | None:
-    return None if getattr(x, "columns", None) is None else list(x.columns)
-
-
-def _row_shape(x: Any) -> tuple[int, ...] | None:
-    return tuple(x.shape[1:]) if hasattr(x, "shape") else None
+def check_shapes(x: Any, x_test: Any) -> None:
+    """A ValueError where a row of both has another shape."""
+    ours, theirs = (
+        tuple(some.shape[1:]) if hasattr(some, "shape") else None for some in (x, x_test)
+    )
+    if None not in (ours, theirs) and ours != theirs:
+        raise ValueError(f"expected the shape per row of train in test, {ours}; got {theirs}")
 
 
 def is_function(estimator: Any, scoring: Any, min_rows: int) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upweight.valuation.cache import UtilityCache
-from upweight.valuation.checks import count, encode, task_of
+from upweight.valuation.checks import check_columns, check_r2, count, encode, task_of
 from upweight.valuation.model_inputs import (
-    check_columns,
+    check_shapes,
     index_of,
     is_function,
     make_scoring,
@@ -26,10 +26,13 @@ from upweight.valuation.model_inputs import (
     take,
     task_for,
 )
+from upweight.valuation.quiet import quiet
 from upweight.valuation.scoring import Scoring, laplace, regression_scores, score_many
 from upweight.valuation.utility import Evaluated, Utility, each, row_names
 
 __all__ = ["ModelUtility", "without_warnings_of_small_sets"]
+
+REVISION = 1  # raised when the same data get other utilities, so that no cache gives old ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +193,7 @@ class ModelUtility(Utility):
     def _test_judges(self, test: tuple[Any, Any]) -> _Judges:
         x, y = rows_of(test, "test")
         check_columns(self._x, x)
+        check_shapes(self._x, x)
         if self._task == "regression" or self._is_function:
             y = numbers_of(y)
             if not self._is_function:
@@ -211,15 +215,9 @@ class ModelUtility(Utility):
         return _Judges(None, x, np.asarray(y.tolist()) if y.dtype.kind == "O" else y, codes)
 
     def _check_r2(self) -> None:
-        if self._scoring is not regression_scores["r2"]:
-            return
-        for judges in self._judges:
-            if len(np.unique(judges.y)) < 2:
-                where = "the test rows" if judges.allowed is None else "every fold"
-                raise ValueError(
-                    f"expected different y in {where} for r2; all {len(judges.y)} are "
-                    f"{judges.y[0]}: take scoring='neg_mean_squared_error'"
-                )
+        if self._scoring is regression_scores["r2"]:
+            for judges in self._judges:
+                check_r2(judges.y, "the test rows" if judges.allowed is None else "every fold")
 
     @cached_property
     def _digest(self) -> str | None:
@@ -228,7 +226,7 @@ class ModelUtility(Utility):
         tests = [(judges.x, judges.y) for judges in self._judges if judges.allowed is None]
         settings = (self._task, self._folds, self._min_rows, self._seed)
         rows = self._x, self._y, tests
-        return digest("ModelUtility", self._model, self._scored_by, *rows, *settings)
+        return digest("ModelUtility", REVISION, self._model, self._scored_by, *rows, *settings)
 
     @property
     def fingerprint(self) -> str | None:
@@ -333,14 +331,15 @@ class ModelUtility(Utility):
         return self._scoring.function(predicted, judges.y.astype(np.float64))
 
 
-@contextmanager
-def without_warnings_of_small_sets() -> Generator[None]:
+def without_warnings_of_small_sets() -> AbstractContextManager[None]:
     """Context without the warnings that scikit-learn has for sets of few rows."""
+    return quiet(_of_small_sets)
+
+
+def _of_small_sets() -> None:
     from sklearn.exceptions import ConvergenceWarning, FitFailedWarning, UndefinedMetricWarning
 
-    with warnings.catch_warnings():
-        for category in (ConvergenceWarning, FitFailedWarning, UndefinedMetricWarning):
-            warnings.simplefilter("ignore", category)
-        small = r"sklearn\.(metrics|model_selection)\."
-        warnings.filterwarnings("ignore", category=UserWarning, module=small)
-        yield
+    for category in (ConvergenceWarning, FitFailedWarning, UndefinedMetricWarning):
+        warnings.simplefilter("ignore", category)
+    small = r"sklearn\.(metrics|model_selection)\."
+    warnings.filterwarnings("ignore", category=UserWarning, module=small)

@@ -10,7 +10,17 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from upweight.valuation.checks import Task, codes_in, count, encode, features, targets, task_of
+from upweight.frames import users_frame
+from upweight.valuation.checks import (
+    Task,
+    check_order,
+    codes_in,
+    count,
+    encode,
+    features,
+    targets,
+    task_of,
+)
 from upweight.valuation.forests import (
     Growth,
     Tree,
@@ -123,7 +133,8 @@ def oob_judge(
     ------
     ValueError
         If shapes do not fit, a number is not finite, a label is missing, there is one class only,
-        or the forest is not fitted, has no bootstrap samples, or was fitted on other rows.
+        the forest is not fitted, has no bootstrap samples, or was fitted on other rows or columns,
+        or the indexes of x and y have the same names in different orders.
 
     Warns
     -----
@@ -150,6 +161,8 @@ def oob_judge(
     >>> int(judged.values.argmin()), str(judged.classes[judged.proba[5].argmax()])
     (5, 'low')
     """
+    check_order(x, y)
+    _check_names(forest, x)
     table = _single(features(x))
     given = targets(y, len(table))
     workers(n_jobs)
@@ -193,6 +206,15 @@ class OutOfBagOptions(TypedDict, total=False):
     class_weight: Literal["balanced"] | Mapping[Any, float] | None
     seed: int
     n_jobs: int
+
+
+def _check_names(forest: Any, x: Any) -> None:
+    """A ValueError where the forest knows the columns of x by other names, or in another order."""
+    known, given = getattr(forest, "feature_names_in_", None), getattr(x, "columns", None)
+    if known is not None and given is not None and list(known) != list(given):
+        raise ValueError(
+            f"expected the columns that the forest was fitted on, {list(known)}; got {list(given)}"
+        )
 
 
 def data_oob(
@@ -311,7 +333,7 @@ class _Sums:
             warnings.warn(
                 f"{never} of {len(self.x)} rows were out of bag for no tree, and have no value: "
                 "grow more trees",
-                stacklevel=3,
+                stacklevel=users_frame(),
             )
         with np.errstate(invalid="ignore"):
             self.predicted /= self.trees[:, None]

@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from upweight.valuation.cache import UtilityCache
 from upweight.valuation.checks import count
 from upweight.valuation.fingerprints import digest
+from upweight.valuation.quiet import quiet
 from upweight.valuation.utility import Evaluated, Utility, row_names
 
 __all__ = ["RefitUtility"]
 
+REVISION = 1  # raised when the same trainings get other utilities, so that no cache gives old ones
 Refit: TypeAlias = Callable[[NDArray[np.intp], int], ArrayLike]
 
 
@@ -122,7 +124,7 @@ class RefitUtility(Utility):
         if not isinstance(given, str | None):
             raise ValueError(f"expected fingerprint as text or None; got {given!r}")
         settings = given, self.output, self.empty, self._seeds
-        self._fingerprint = None if given is None else digest("RefitUtility", *settings)
+        self._fingerprint = None if given is None else digest("RefitUtility", REVISION, *settings)
 
     @property
     def fingerprint(self) -> str | None:
@@ -154,8 +156,7 @@ class RefitUtility(Utility):
         try:
             if many is None:
                 return [self._judged(self._refit(np.flatnonzero(masks[0]), int(seeds[0])))]
-            with warnings.catch_warnings():  # of trainings that failed: these are counted
-                warnings.simplefilter("ignore", RuntimeWarning)
+            with quiet(_of_trainings_that_failed):  # these are counted
                 outputs = np.asarray(many(masks, seeds), np.float64)
             if outputs.ndim != 2 or len(outputs) != len(masks):
                 raise ValueError(f"refit.many gave shape {outputs.shape}, not ({len(masks)}, m)")
@@ -189,3 +190,7 @@ class RefitUtility(Utility):
                     )
                 found.append(run)
         return sum(found) / len(found)
+
+
+def _of_trainings_that_failed() -> None:
+    warnings.simplefilter("ignore", RuntimeWarning)

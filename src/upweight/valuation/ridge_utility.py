@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upweight.valuation.cache import UtilityCache
-from upweight.valuation.checks import Task, codes_in, count, encode, features, targets, task_of
+from upweight.valuation.checks import (
+    Task,
+    check_pairs,
+    check_r2,
+    codes_in,
+    count,
+    encode,
+    features,
+    targets,
+    task_of,
+)
 from upweight.valuation.fingerprints import digest
 from upweight.valuation.ridge_fits import RidgeJudge, RidgeRows
 from upweight.valuation.scoring import get_scoring
@@ -17,6 +27,7 @@ from upweight.valuation.utility import Evaluated, Utility, row_names
 
 __all__ = ["RidgeUtility", "deal", "not_finite"]
 
+REVISION = 1  # raised when the same data get other utilities, so that no cache gives old ones
 Floats = NDArray[np.float64]
 
 
@@ -110,6 +121,7 @@ class RidgeUtility(Utility):
         seed: int = 0,
         cache: UtilityCache | None = None,
     ) -> None:
+        check_pairs(train, test)
         x = features(train[0], "the features of train")
         y = targets(train[1], len(x))
         self.n = len(x)
@@ -149,6 +161,9 @@ class RidgeUtility(Utility):
             moved = _with_ones(others, shift, scale)
             inside = np.ones(self.n, np.bool_)
             self._judges = [RidgeJudge(rows, moved, asked, offset, self.scoring, inside)]
+        if self.scoring == "r2":
+            for judge in self._judges:
+                check_r2(judge.wanted, "every fold" if test is None else "the test rows")
 
     @property
     def fingerprint(self) -> str | None:
@@ -159,7 +174,7 @@ class RidgeUtility(Utility):
     def _digest(self) -> str | None:
         judges = [(judge.x, judge.wanted, judge.inside) for judge in self._judges]
         settings = self.task, self.scoring, self.alpha
-        return digest("RidgeUtility", *settings, self._rows.x, self._rows.y, judges)
+        return digest("RidgeUtility", REVISION, *settings, self._rows.x, self._rows.y, judges)
 
     def evaluate(self, masks: NDArray[np.bool_]) -> Evaluated:
         """All of them, those of one size at once."""

@@ -97,15 +97,21 @@ class Utility(ABC):
         return {**self.__dict__, "cache": UtilityCache()}
 
     def __call__(self, rows: ArrayLike) -> float:
-        """The utility of one set, given as positions of rows.
+        """The utility of one set.
+
+        Parameters
+        ----------
+        rows
+            Positions of rows, 0 to n − 1, each once; or a mask, (n,) truth values.
 
         Raises
         ------
+        ValueError
+            If `rows` are neither.
         UtilityError
             If it could not be computed.
         """
-        mask = np.zeros((1, self.n), np.bool_)
-        mask[0, np.asarray(rows, np.intp)] = True
+        mask = _mask(rows, self.n)[None]
         keys = self.cache.keys(mask)
         problem = self.problem
         known = self.cache.get(problem, keys)
@@ -199,6 +205,26 @@ def each(masks: NDArray[np.bool_], function: Callable[[NDArray[np.intp]], float]
         else:
             errors[position] = f"gave {value}"
     return Evaluated(values, errors)
+
+
+def _mask(rows: ArrayLike, n: int) -> NDArray[np.bool_]:
+    given = np.asarray(rows)
+    if given.dtype == np.bool_ and given.shape == (n,):
+        return given
+    empty = given.shape == (0,)
+    if given.ndim != 1 or not (empty or given.dtype.kind in "iu"):
+        raise ValueError(
+            f"expected positions of rows, or a mask of shape ({n},); got {given.dtype} of shape "
+            f"{given.shape}"
+        )
+    at, times = np.unique(given, return_counts=True)
+    if not empty and (at[0] < 0 or at[-1] >= n or times.max() > 1):
+        twice = at[times > 1]
+        what = f"{twice[0]} twice" if len(twice) else f"{at[0] if at[0] < 0 else at[-1]}"
+        raise ValueError(f"expected positions of rows from 0 to {n - 1}, each once; got {what}")
+    mask = np.zeros(n, np.bool_)
+    mask[at.astype(np.intp)] = True
+    return mask
 
 
 def row_names(names: Any, n: int, like: Any = None) -> pd.Index:

@@ -331,6 +331,7 @@ def is_replaced(path, content):
     with pytest.warns(CacheWarning, match="unreadable-1, and a new one") as caught:
         assert np.isnan(read(path)).all()
     assert len(caught) == 1
+    assert caught[0].filename == __file__
     assert [entry.read_bytes() for entry in aside(path)] == [content]
     filled(path)
     np.testing.assert_array_equal(read(path), VALUES)

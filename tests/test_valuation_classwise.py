@@ -246,7 +246,7 @@ def test_failed_sets_count_nowhere():
     assert (values.failures["size"] == 4).all()
     assert np.isfinite(values.values).all()
     assert (values.counts < 50).all()
-    with pytest.raises(ArithmeticError, match="no fit"):
+    with pytest.raises(UtilityError, match="ArithmeticError: no fit"):
         class_wise_shapley(ModelUtility(Broken(), TRAIN, TEST), until=400)
     with pytest.raises(UtilityError, match="all 8 rows could not be computed: Arithm"):
         class_wise_shapley(ModelUtility(Broken(), TRAIN, TEST), until=400, normalize=False)

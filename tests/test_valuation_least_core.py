@@ -270,9 +270,11 @@ def test_samples_of_other_values_are_used_again(tmp_path):
 def test_orders_and_closed_forms_have_no_sets():
     utility = FunctionUtility(GAMES["any"][0], 6)
     with pytest.raises(ValueError, match=r"samples are sets.*these have orders of rows"):
-        least_core(shapley(utility, until=100))
+        least_core(shapley(utility, sampler="permutations", until=100))
     with pytest.raises(ValueError, match=r"samples are sets.*these have none"):
         least_core(Values(np.zeros(3)))
+    with pytest.raises(TypeError, match=r"expected a Utility.*got str"):
+        least_core("gloves")
 
 
 def test_failed_sets_constrain_nothing():

@@ -123,6 +123,19 @@ def test_by_default_rows_judge_each_other_and_the_wrong_ones_come_first(
     assert csv["value"].to_numpy() == pytest.approx(frame["value"].to_numpy())
 
 
+def test_ids_that_repeat_name_the_rows_with_their_numbers(
+    here: Path, no_page: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = make()
+    frame.loc[[3, 7], "key"] = "twin"
+    frame.to_csv("t.csv", index=False)
+    assert run(*KIND) == 0
+    names = pd.read_parquet(here / "runs" / "t-knn-shapley" / "values.parquet")["name"].tolist()
+    assert names[2:4] == [frame["key"][2], "twin (row 3)"]
+    assert names[7] == "twin (row 7)"
+    assert len(set(names)) == len(names) == 60
+
+
 def test_a_sampled_run_says_whether_it_converged_and_lists_intervals(
     here: Path, no_page: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,15 @@ def test_shape_and_colour_both_say_which_side_of_zero_an_interval_is_on() -> Non
     assert ax.get_xlabel() == f"value and its 95 % interval: {DIRECTION}"
 
 
+def test_errors_that_are_not_known_draw_no_interval() -> None:
+    ax = plot_values(some([float("nan")] * 6), 5, new())
+    assert ax.get_xlabel() == f"value: {DIRECTION}"
+    marks = [line.get_label() for line in ax.get_lines() if line.get_marker() in "v^o"]
+    assert marks == ["not known how sure"]
+    mixed = plot_values(some([float("nan"), 0.1, 0.1, 0.1, 0.1, 0.2]), 5, new())
+    assert mixed.get_xlabel() == f"value and its 95 % interval: {DIRECTION}"
+
+
 def test_zero_is_no_boundary_of_shares() -> None:
     ax = plot_values(some(meaning="high = trees give its label"), 3, new())
     assert {line.get_marker() for line in ax.get_lines()} == {"o"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import zipfile
@@ -12,10 +13,14 @@ import pytest
 
 from upweight.valuation import (
     FunctionUtility,
+    OwenSubsets,
+    Stratified,
     Values,
     ValueWarning,
     banzhaf,
+    data_oob,
     knn_shapley,
+    least_core,
     leave_one_out,
     shapley,
 )
@@ -138,7 +143,7 @@ def test_top_rows():
     assert values.top(2, harmful=True)["value"].tolist() == [-2.0, 0.5]
     assert values.top(99)["rank"].tolist() == [1, 2, 3, 4]
     assert "error" not in values.top(1)
-    with pytest.raises(ValueError, match="k of at least 1"):
+    with pytest.raises(ValueError, match="k at least 1"):
         values.top(0)
     assert "error" in shapley(TableUtility(TABLE), until=100).top(1)
 
@@ -228,3 +233,121 @@ def test_values_without_anything():
 def test_variances_are_those_of_the_values():
     values = shapley(TableUtility(TABLE), sampler="antithetic", until=700)
     np.testing.assert_allclose(values.variances, values.errors**2)
+
+
+def flat(names) -> pd.Index:
+    found = np.empty(len(names), object)
+    found[:] = names
+    return pd.Index(found)
+
+
+NAMES = {
+    "numbers": pd.Index([3, 1, 2]),
+    "small numbers": pd.Index(np.array([3, 1, 2], np.uint8)),
+    "range": pd.RangeIndex(10, 4, -2),
+    "fractions": pd.Index([0.5, 1.0, float("inf")]),
+    "text": pd.Index(["a", "b", "ä"]),
+    "text as objects": pd.Index(["a", "b", "c"], dtype=object),
+    "days": pd.date_range("2024-02-28", periods=3),
+    "hours somewhere": pd.date_range("2024-10-26", periods=3, freq="12h", tz="Europe/Berlin"),
+    "seconds": pd.DatetimeIndex(np.array([5, 6, 7], "M8[s]")),
+    "spans": pd.to_timedelta([1, 5, 9], unit="h"),
+    "bytes": pd.Index([b"a", b"\xff", b""]),
+    "pairs": flat([("a", 1), ("a", 2), ("b", 1)]),
+    "mixed": pd.Index(["a", 1, None], dtype=object),
+    "numbers as objects": pd.Index([np.int64(4), "x", 2.5], dtype=object),
+    "dates": pd.Index([datetime.date(2024, 1, d) for d in (1, 2, 3)], dtype=object),
+    "stamps": flat([pd.Timestamp("2024-01-01", tz="UTC"), "x", (1, b"z")]),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(NAMES))
+def test_names_come_back_as_they_are(kind: str, tmp_path):
+    values = Values(np.arange(3.0), names=NAMES[kind])
+    again = Values.load(values.save(tmp_path / "values.npz"))
+    pd.testing.assert_index_equal(again.names, NAMES[kind].rename("row"), exact=True)
+    assert again.names.tolist() == values.names.tolist()
+    assert [type(name) for name in again.names] == [
+        type(name.item() if isinstance(name, np.generic) else name) for name in values.names
+    ]
+    assert list(again.top(1)["row"]) == [NAMES[kind][2]]
+    assert len(again.to_frame()) == 3
+
+
+def test_names_of_many_levels_are_tuples():
+    frame = pd.DataFrame({"x": [0.0, 1.0, 5.0]}, index=pd.MultiIndex.from_tuples(NAMES["pairs"]))
+    assert knn_shapley(frame, [0, 1, 1], k=1).names.tolist() == NAMES["pairs"].tolist()
+    assert Values(np.zeros(2), names=[("a", 1), ("a", 2)]).names.tolist() == [("a", 1), ("a", 2)]
+    with pytest.raises(ValueError, match=r"\('a', 1\) occurs more than once"):
+        Values(np.zeros(2), names=[("a", 1), ("a", 1)])
+
+
+def test_categories_come_back_as_labels(tmp_path):
+    values = Values(np.zeros(2), names=pd.CategoricalIndex(["b", "a"], categories=["a", "b", "c"]))
+    assert Values.load(values.save(tmp_path / "values.npz")).names.tolist() == ["b", "a"]
+
+
+def test_names_that_no_file_holds_are_refused(tmp_path):
+    values = Values(np.zeros(1), names=pd.Index([object()]))
+    with pytest.raises(TypeError, match=r"got a object: give others first, values\.named"):
+        values.save(tmp_path / "values.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_the_first_format_are_read(tmp_path):
+    values = Values(np.arange(2.0), names=["a", "b"], provenance={"method": "any"})
+    path = values.save(tmp_path / "values.npz")
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays.pop("meta").tobytes())
+    for form, names in ((1, ["a", "b"]), (3, meta["names"])):
+        text = json.dumps(meta | {"format": form, "names": names}).encode()
+        np.savez(path, meta=np.frombuffer(text, np.uint8), **arrays)
+        if form == 1:
+            assert Values.load(path).names.tolist() == ["a", "b"]
+        else:
+            with pytest.raises(ValueError, match="format 3"):
+                Values.load(path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: shapley(
+            TableUtility(TABLE), truncation=np.float32(0.01), seed=np.int64(3), until=np.int64(300)
+        ),
+        lambda: shapley(TableUtility(TABLE), sampler=OwenSubsets(levels=np.int64(4)), until=300),
+        lambda: shapley(TableUtility(TABLE), sampler=Stratified(decay=np.float64(0.5)), until=300),
+        lambda: banzhaf(TableUtility(TABLE), p=np.float32(0.25), sampler="subsets", until=300),
+        lambda: banzhaf(TableUtility(TABLE), p=np.float64(0.25)),
+        lambda: knn_shapley(np.eye(4), [0, 1, 0, 1], k=np.int64(1), seed=np.int64(2)),
+        lambda: data_oob(None, np.eye(6), [0, 1] * 3, trees=np.int64(90), soft=np.True_),
+        lambda: least_core(TableUtility(TABLE), subsets=np.int64(200), seed=np.uint8(1)),
+    ],
+)
+def test_provenance_is_plain(make, tmp_path):
+    values = make()
+    again = Values.load(values.save(tmp_path / "values.npz"))
+    assert again.provenance == values.provenance
+    assert json.loads(json.dumps(values.provenance)) == values.provenance
+
+
+def test_provenance_that_cannot_be_plain():
+    with pytest.raises(TypeError, match=r"provenance\['model'\]\[1\] as numbers.*got a object"):
+        Values(np.zeros(1), provenance={"model": ["a", object()]})
+
+
+@pytest.mark.parametrize("wrong", [np.ones((2, 2)), np.float64(3), ["a", "b"], np.array([1j])])
+def test_what_are_no_values(wrong):
+    with pytest.raises(ValueError, match="expected a number for each row"):
+        Values(wrong)
+
+
+def test_whole_numbers_are_values():
+    assert Values(np.array([1, 2])).values.dtype == np.float64
+
+
+@pytest.mark.parametrize("k", [0, 1.5, "3", None])
+def test_how_many_is_a_whole_number(k):
+    with pytest.raises(ValueError, match="expected k"):
+        Values(np.arange(3.0)).top(k)

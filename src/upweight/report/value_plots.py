@@ -55,7 +55,8 @@ def plot_values(values: Values, k: int = 20, ax: Axes | None = None, *, highest:
     Parameters
     ----------
     values
-        Of the rows. Intervals are of the sampling error; exact values are points alone.
+        Of the rows. Intervals are of the sampling error; exact values are points alone, and so are
+        those whose error is not known.
     k
         How many of the lowest.
     ax
@@ -95,7 +96,8 @@ def plot_values(values: Values, k: int = 20, ax: Axes | None = None, *, highest:
     kinds = (
         ("v", RED, "harms", interval[:, 1] < 0),
         ("^", BLUE, "helps", interval[:, 0] > 0),
-        ("o", GREY, "may be either", ~((interval[:, 1] < 0) | (interval[:, 0] > 0))),
+        ("o", GREY, "may be either", (interval[:, 0] <= 0) & (interval[:, 1] >= 0)),
+        ("o", BLUE, "not known how sure", np.isnan(interval[:, 0])),
     )
     if not signed:
         kinds = (("o", BLUE, "value", np.ones(len(shown), np.bool_)),)
@@ -111,8 +113,8 @@ def plot_values(values: Values, k: int = 20, ax: Axes | None = None, *, highest:
         ax.axhline(len(low) - 0.2, color=GREY, linewidth=0.8)
     ax.set_yticks(place, [short_label(values.names[row], NAME) for row in shown])
     ax.set_ylim(place[-1] + 0.6, -0.6)
-    exact = not values.errors[shown].any()
-    told = "value" if exact else "value and its 95 % interval"
+    sampled = (values.errors[shown] > 0).any()  # not of nan
+    told = "value and its 95 % interval" if sampled else "value"
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.set_xlabel(f"{told}: {direction_of(values)}", loc="right")
     ax.tick_params(axis="y", length=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,7 @@ def ready(source: Any, settings: ValueSettings) -> Ready:
     n = len(table)
     rows = np.flatnonzero(target.judged)
     names = row_names(table.frame, columns).iloc[rows].tolist()
-    if len(set(names)) < len(names):  # an id that is none
-        names = [str(row) for row in rows]
+    names = _one_each(names, rows)
     x_test = y_test = None
     if test is not None:
         there = n + np.flatnonzero(~np.isnan(y[n:]) if target.classes is None else y[n:] >= 0)
@@ -162,6 +162,16 @@ def ready(source: Any, settings: ValueSettings) -> Ready:
     )  # fmt: skip
     _check(found)
     return found
+
+
+def _one_each(names: list[str], rows: NDArray[np.intp]) -> list[str]:
+    """Names, with the number of the row behind those that occur more than once."""
+    times = Counter(names)
+    found = [
+        name if times[name] == 1 else f"{name} (row {row})"
+        for name, row in zip(names, rows.tolist(), strict=True)
+    ]
+    return found if len(set(found)) == len(found) else [f"row {row}" for row in rows.tolist()]
 
 
 def _read_test(settings: ValueSettings, columns: Sequence[Column]) -> Table | None:

@@ -22,7 +22,7 @@ from upweight.valuation.samples import Estimate
 from upweight.valuation.states import State
 from upweight.valuation.stopping import Stopping, Verdict, ending, rule_from
 from upweight.valuation.telling import tell, tell_failed
-from upweight.valuation.utility import Evaluated, Utility, each
+from upweight.valuation.utility import Evaluated, Utility, UtilityError, each
 from upweight.valuation.values import Values
 
 __all__ = ["class_wise_shapley"]
@@ -208,7 +208,13 @@ class _InClass(Utility):
     def accuracies(self) -> Floats:
         """(C,) a_c of the model of all rows."""
         with without_warnings_of_small_sets():
-            right = self.inner.right(np.arange(self.rows))
+            try:
+                right = self.inner.right(np.arange(self.rows))
+            except Exception as error:
+                raise UtilityError(
+                    "expected a model of all rows, by whose accuracy values are scaled; its fit "
+                    f"failed with {type(error).__name__}: {error}"
+                ) from error
         codes = self.test[right]
         return np.bincount(codes, minlength=self.classes) / len(right)
 

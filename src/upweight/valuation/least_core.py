@@ -115,6 +115,11 @@ def least_core(
     >>> np.abs(values.values.round(6)), abs(round(values.provenance["deficit"], 6))
     (array([1., 0., 0.]), 0.0)
     """
+    if not isinstance(utility, Utility | Values):
+        raise TypeError(
+            "expected a Utility, such as ModelUtility or FunctionUtility, or earlier Values; got "
+            f"{type(utility).__name__}"
+        )
     if isinstance(utility, Values):
         samples, told, failures = _sets_of(utility), _told_before(utility), utility.failures
     else:

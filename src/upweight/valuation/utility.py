@@ -246,6 +246,12 @@ def row_names(names: Any, n: int, like: Any = None) -> pd.Index:
         if not isinstance(like, (pd.DataFrame, pd.Series)):
             return pd.RangeIndex(n, name="row")
         names = like.index
+    if isinstance(names, pd.MultiIndex):
+        names = names.to_flat_index()
+    if isinstance(names, list | tuple) and any(isinstance(name, tuple) for name in names):
+        flat = np.empty(len(names), object)  # a list of tuples would become levels
+        flat[:] = names
+        names = flat
     index = pd.Index(names, name="row")
     if len(index) != n:
         raise ValueError(f"expected {n} names, one for each row; got {len(index)}")

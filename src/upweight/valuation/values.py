@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upweight.files import write_atomically
+from upweight.valuation.checks import count
+from upweight.valuation.naming import index_from, index_to, plain
 from upweight.valuation.samples import OrderSamples, PairSamples, Samples, SetSamples
 from upweight.valuation.stopping import Stopping
 from upweight.valuation.utility import Utility, row_names
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MEANING", "Values"]
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
 MEANING = "positive = the row helps (it raises the score on other rows), negative = it harms"
 Floats = NDArray[np.float64]
 
@@ -83,9 +86,18 @@ class Values:
     def __post_init__(self) -> None:
         import pandas as pd
 
-        n = len(self.values)
         fill = object.__setattr__
+        given = np.asarray(self.values)
+        if given.ndim != 1 or given.dtype.kind not in "fiu":
+            raise ValueError(
+                f"expected a number for each row, of shape (n,); got {given.dtype} of shape "
+                f"{given.shape}"
+            )
+        n = len(given)
+        fill(self, "values", given.astype(np.float64, copy=False))
         fill(self, "names", row_names(self.names, n))
+        told = {key: plain(value, f"provenance[{key!r}]") for key, value in self.provenance.items()}
+        fill(self, "provenance", told)
         if not len(self.errors):
             fill(self, "errors", np.zeros(n))
         if not len(self.counts):
@@ -136,8 +148,7 @@ class Values:
         """
         import pandas as pd
 
-        if k < 1:
-            raise ValueError(f"expected k of at least 1; got {k}")
+        k = count(k, "k", 1)
         known = np.flatnonzero(~np.isnan(self.values))
         key = self.values[known] if harmful else -self.values[known]
         chosen = known[np.argsort(key, kind="stable")[:k]]
@@ -192,7 +203,16 @@ class Values:
         return continue_run(self, utility, until, n_jobs=n_jobs, progress=progress)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one ``.npz`` file with everything, samples too; no pickle."""
+        """Write one ``.npz`` file with everything, samples too; no pickle.
+
+        Names come back as they are: numbers, text, times, dates, bytes, tuples of these; of
+        categories, the labels.
+
+        Raises
+        ------
+        TypeError
+            If names are of another kind.
+        """
         meta = {
             "format": FORMAT,
             "provenance": self.provenance,
@@ -200,7 +220,7 @@ class Values:
             "stopped": self.stopped,
             "meaning": self.meaning,
             "failures": self.failures.to_dict("list"),
-            "names": _names_to_list(self.names),
+            "names": index_to(self.names),
             "samples": None if self.samples is None else type(self.samples).__name__,
         }
         arrays: dict[str, Any] = {
@@ -231,8 +251,8 @@ class Values:
             raise ValueError(
                 f"expected values as `Values.save` writes them at {path}; {error}"
             ) from None
-        if form != FORMAT:
-            raise ValueError(f"{path} has values of format {form}; this version reads {FORMAT}")
+        if form not in READS:
+            raise ValueError(f"{path} has values of format {form}; this version reads {READS}")
         samples = {
             name.removeprefix("samples_"): array
             for name, array in arrays.items()
@@ -242,7 +262,7 @@ class Values:
             arrays["values"],
             arrays["errors"],
             arrays["counts"],
-            pd.Index(meta["names"]),
+            index_from(meta["names"]),
             meta["provenance"],
             meta["converged"],
             meta["stopped"],
@@ -285,12 +305,6 @@ class Values:
 def _few(frame: pd.DataFrame) -> list[str]:
     both = zip(frame["row"], frame["value"], strict=True)
     return [f"{row} ({value:+.3g})" for row, value in both]
-
-
-def _names_to_list(names: pd.Index) -> list[Any]:
-    plain = (str, int, float, bool, type(None))
-    listed = names.tolist()
-    return [name if isinstance(name, plain) else str(name) for name in listed]
 
 
 def _to_arrays(samples: Samples) -> dict[str, Any]:

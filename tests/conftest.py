@@ -10,10 +10,10 @@ from cases import CASES, Case, make
 torch.set_num_threads(1)  # two spinning threads on shared cores are slower than one
 
 
-# The curvature of attention, by double backward passes row by row, takes seconds for each test.
+# Their curvature, by double backward passes row by row, takes seconds for each test.
+LONG = ("attention", "lstm")
 TABLE = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "attention" else name
-    for name in sorted(CASES)
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in sorted(CASES)
 ]
 
 

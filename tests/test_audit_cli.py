@@ -243,6 +243,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
 
 
 @pytest.mark.parametrize("at", ["step", "table", "page"])
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_nothing_half_written(
     at: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_summary_comes_first_and_has_the_numbers(normal):
     ("gain", "told"),
     [(0.02, "do better"), (-0.02, "do worse"), (0.001, "cannot be told")],
 )
+@pytest.mark.slow
 def test_the_summary_says_what_verification_found(gain, told):
     assert told in text_of(audit_page.build(verified(example(100), gain)))
 
@@ -63,6 +64,7 @@ def test_a_gain_without_an_interval_is_told_as_such():
     assert "inf" not in re.findall(r"\b(?:nan|inf)\b", text)
 
 
+@pytest.mark.slow
 def test_what_to_do_follows_what_was_found(normal):
     (todo,) = re.findall(r'<ol class="todo">.*?</ol>', normal, re.DOTALL)
     steps = re.findall(r'<li><a href="#([a-z]+)">', todo)
@@ -172,6 +174,7 @@ def test_regression_speaks_of_numbers():
     assert "closest churned" in text
 
 
+@pytest.mark.slow
 def test_rows_without_a_target_are_told_and_break_nothing():
     audit = example(100, top=5)
     gone = np.arange(100) >= 90

@@ -277,6 +277,7 @@ def test_quotas_use_the_room_and_starve_no_kind(total):
     assert all(max(quota.values()) - one <= 1 for one in short)
 
 
+@pytest.mark.slow
 def test_many_columns_and_classes_are_cut_and_said_so():
     audit = example(300, features=400, top=3)
     classes = {f"class {i}": 1 for i in range(1000)}
@@ -384,6 +385,7 @@ def test_an_address_opens_the_details_of_a_row(normal, tmp_path):
 
 
 @browser
+@pytest.mark.slow
 def test_nothing_is_opened_without_being_asked_for(tmp_path):
     audit = example(100, top=10)
     # A second line of a row has no address of its own.
@@ -396,6 +398,7 @@ def test_nothing_is_opened_without_being_asked_for(tmp_path):
 
 @browser
 @pytest.mark.parametrize("fragment", ["", "#sort=__proto__&kind=constructor&q=%3Cimg&given=x"])
+@pytest.mark.slow
 def test_hostile_data_stays_text_in_a_browser(hostile, tmp_path, fragment):
     dom = rendered(hostile, tmp_path, fragment)
     assert 'data-script="ran"' in dom

@@ -13,6 +13,7 @@ from upweight.auditing.audit import Expected, Verification
 from upweight.report import audit_page, audit_plots
 
 
+@pytest.mark.slow
 def test_figures_by_name_and_every_one_in_words():
     figures = audit_page.plots(verified(example()))
     names = ["suspicion", "proposed", "expected", "columns", "verification", "values"]

@@ -129,6 +129,7 @@ def test_the_same_seed_gives_the_same_audit(spoiled):
 
 
 @pytest.mark.parametrize("load", [load_wine, load_iris])
+@pytest.mark.slow
 def test_a_clean_table_is_hardly_flagged(load):
     data = load(as_frame=True)
     frame = data.data.copy()
@@ -196,6 +197,7 @@ def test_without_planted_faults_there_is_no_expected_precision():
     assert "influence" not in audit.rows
 
 
+@pytest.mark.slow
 def test_columns_that_tell_nothing_are_noted():
     rng = np.random.default_rng(5)
     frame = pd.DataFrame(rng.normal(size=(200, 4))).rename(columns=str)

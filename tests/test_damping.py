@@ -112,6 +112,7 @@ def test_the_weight_decay_on_average() -> None:
     assert abs(float(logs.nanmedian())) < math.log(2)
 
 
+@pytest.mark.slow
 def test_the_prediction_agrees_with_the_held_out_loss() -> None:
     influence = fitted(HELD_OUT)
     with torch.no_grad():
@@ -515,6 +516,7 @@ def test_a_choice_is_a_plain_record() -> None:
     assert " to " in str(choice)
 
 
+@pytest.mark.slow
 def test_a_network_is_given_the_larger_of_record_and_held_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

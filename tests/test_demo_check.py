@@ -127,6 +127,7 @@ def test_dampings_in_use_and_of_auto_are_all_tried(result):
     assert own["newton_slope"] == pytest.approx((actual * predicted).sum() / (predicted**2).sum())
 
 
+@pytest.mark.slow
 def test_hessian_that_is_indefinite_for_a_half_is_told_and_the_ggn_checked(hessian):
     found = hessian.check
     assert found.curvature == "ggn"
@@ -164,6 +165,7 @@ def test_without_wrong_labels_there_is_nothing_to_spoil():
 # ---- what is written ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_folder_has_the_check(result, tmp_path):
     write_run(result, tmp_path / "run")
     out = tmp_path / "run"
@@ -211,6 +213,7 @@ def test_a_check_without_an_answer_is_told(result, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "check.parquet").exists()
 
 
+@pytest.mark.slow
 def test_terminal_shows_the_sentence_on_one_line(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("upweight.report.demo.run_wine", lambda settings, progress: result)
     cli.main(["demo", "wine", "--no-compare", "--out", str(tmp_path / "run")])

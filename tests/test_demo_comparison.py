@@ -123,6 +123,7 @@ def test_terminal_shows_the_methods_in_short(folder):
     assert lines["method"] == ["method", "error", "%", "Pearson", "Spearman", "seconds"]
 
 
+@pytest.mark.slow
 def test_methods_without_an_answer_are_told_and_have_no_plot(unanswered):
     found = unanswered.comparison
     failed = [name for name in found.table["method"] if name not in found.mean.columns]

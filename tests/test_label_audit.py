@@ -192,6 +192,7 @@ def test_missing_numbers_are_no_problem_where_the_estimator_takes_them(wine):
         LabelAudit(MLP([13, 3]), **QUICK).fit(x, y)
 
 
+@pytest.mark.slow
 def test_suspicion_is_what_the_formula_says(iris):
     _, y, _ = iris
     audit = fitted_once(SCALED)
@@ -406,6 +407,7 @@ class _Shifted(nn.Module):
         return self.body(x) + self.shift + 0 * self.dead(x)
 
 
+@pytest.mark.slow
 def test_outputs_stand_for_the_sorted_classes(iris):
     """Labels whose first rows are not in their order; and a layer that does nothing."""
     x, y, _ = iris
@@ -416,6 +418,7 @@ def test_outputs_stand_for_the_sorted_classes(iris):
 
 
 @pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.slow
 def test_networks_for_numbers(flat):
     x, y = load_diabetes(return_X_y=True)
     x, y = x[:150], 1000 + y[:150]
@@ -442,6 +445,7 @@ def test_influence_goes_through_the_network(iris):
     assert roc_auc_score(planted, -audit.influence_) > 0.75
 
 
+@pytest.mark.slow
 def test_influence_without_a_network_is_that_of_the_built_in_ones(iris):
     x, y, planted = iris
     audit = LabelAudit(SCALED, influence=True, **BARE).fit(x, y)
@@ -483,6 +487,7 @@ def test_names_of_classes_do_not_matter(iris, names, given):
         np.testing.assert_allclose(named.judges_[name][:, place], view, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_truth_values_are_classes(iris):
     x, y, planted = iris
     audit = LabelAudit(SCALED, **QUICK).fit(x, y == 0)
@@ -531,6 +536,7 @@ def test_frames_lists_and_arrays_of_the_same_numbers_are_the_same(iris):
         np.testing.assert_array_equal(found.suspicion_, plain.suspicion_)
 
 
+@pytest.mark.slow
 def test_a_pipeline_finds_the_columns_of_a_frame_of_numbers_by_name(iris):
     x, y, planted = iris
     frame = pd.DataFrame(x, columns=list("abcd"), index=np.arange(len(x))[::-1])
@@ -543,6 +549,7 @@ def test_a_pipeline_finds_the_columns_of_a_frame_of_numbers_by_name(iris):
         assert roc_auc_score(planted, alone) > 0.94
 
 
+@pytest.mark.slow
 def test_numbers_that_look_like_names_of_rows_are_features():
     rng = np.random.default_rng(0)
     x = np.sort(rng.permutation(1000)[:60])
@@ -556,6 +563,7 @@ def test_numbers_that_look_like_names_of_rows_are_features():
 # --- targets
 
 
+@pytest.mark.slow
 def test_numbers_are_regression_unless_they_are_classes():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2))

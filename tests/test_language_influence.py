@@ -95,6 +95,7 @@ def alone(model: Any, rows: TokenRows, at: int, names: tuple[str, ...]) -> torch
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.slow
 def test_scores_are_those_of_dense_matrices(tokenizer: Any, kind: str) -> None:
     records = facts()[:24]
     rows = read_rows(records, tokenizer)
@@ -121,6 +122,7 @@ def test_scores_are_those_of_dense_matrices(tokenizer: Any, kind: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_matter(tokenizer: Any) -> None:
     records = facts()[:20]
     rows = read_rows(records, tokenizer)
@@ -157,6 +159,7 @@ def test_a_row_without_a_loss_scores_nothing(tokenizer: Any) -> None:
     assert float(scores[0, 7]) > 0.0
 
 
+@pytest.mark.slow
 def test_an_adapter_is_scored_by_its_own_parameters(tokenizer: Any, tmp_path: Path) -> None:
     for kind in ("gpt2", "llama"):
         base = save(make_model(kind, len(tokenizer)), tokenizer, tmp_path / kind)

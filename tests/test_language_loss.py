@@ -136,6 +136,7 @@ def test_ggn_and_exact_fisher_are_the_dense_matrix(reduction: str) -> None:
     torch.testing.assert_close(Fisher(risk) @ columns, wanted @ columns)
 
 
+@pytest.mark.slow
 def test_ggn_of_a_wide_output_needs_no_roots() -> None:
     risk = risk_of(c=40, t=16)  # more than 512 numbers in the output of a row
     columns = torch.randn(risk.p, 2, dtype=torch.float64)
@@ -143,6 +144,7 @@ def test_ggn_of_a_wide_output_needs_no_roots() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.slow
 def test_sampled_fisher_approaches_the_exact_one(reduction: str) -> None:
     risk = risk_of(reduction=reduction)
     wanted = slow_ggn(risk)

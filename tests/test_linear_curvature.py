@@ -368,6 +368,7 @@ def test_hooks_go_after_errors(error: type[BaseException], monkeypatch: pytest.M
     assert not any(module._forward_hooks for module in risk.model.model.modules())
 
 
+@pytest.mark.slow
 def test_inputs_that_depend_on_a_layer_in_some_rows_only() -> None:
     """ReLU units that are dead in one chunk and alive in the next: the columns are joined."""
     case = made(LINEAR, "relu_in_place", torch.float64)

@@ -40,6 +40,7 @@ def test_solves_to_its_tolerance(accelerate: bool, semidefinite: bool) -> None:
     assert inverse.certificate.converged
 
 
+@pytest.mark.slow
 def test_acceleration_takes_the_root_of_the_steps() -> None:
     matrix, right = Dense(with_spectrum(SPREAD)), draw(30, 3)
     steps = {}
@@ -209,6 +210,7 @@ def test_columns_do_not_see_each_other(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
+@pytest.mark.slow
 def test_how_many_are_solved_at_once_does_not_matter(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

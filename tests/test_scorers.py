@@ -674,6 +674,7 @@ def test_gradient_scores_are_as_true_as_those_of_peers(digits: Truth) -> None:
         ({"projection_dim": 512, "damping": 2e-3, "weighted": True}, 0.62, 0.76),
     ],
 )
+@pytest.mark.slow
 def test_trak_is_at_least_as_true_as_the_authors(
     digits: Truth, options: dict[str, object], one: float, ten: float
 ) -> None:

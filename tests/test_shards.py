@@ -428,6 +428,7 @@ def test_two_at_one_path(values: torch.Tensor, tmp_path: Path) -> None:
     assert torch.equal(whole(tmp_path / "s"), values)
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_does_not_count(values: torch.Tensor, tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from upweight.shards.disk import locked\n"

@@ -188,6 +188,7 @@ def test_it_prints_the_rows_that_matter(
     assert told.err == ""
 
 
+@pytest.mark.slow
 def test_an_adapter_is_traced_by_its_parameters(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_huge_damping() -> None:
     assert "products of gradients" in finding.meaning
 
 
+@pytest.mark.slow
 def test_an_approximation() -> None:
     model = uw.MLP([4, 6, 3], nn.Tanh, seed=0).double()
     uw.train(model, F.cross_entropy, TRAIN, progress=False, **TRAINING)
@@ -341,6 +342,7 @@ def test_a_damping_that_cannot_be_solved_is_a_gap_in_the_table() -> None:
     assert by_name(found)["other dampings"].verdict in ("good", "fair", "poor")
 
 
+@pytest.mark.slow
 def test_a_store_resumes(tmp_path: Path) -> None:
     calls = 0
     own = retraining()

@@ -85,6 +85,7 @@ def scaled(values):
 
 @pytest.mark.parametrize("p", [0.5, 0.3, 1.0])
 @pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.slow
 def test_values_are_those_of_all_subsets_within_their_errors(p, normalize):
     exact = by_all_subsets(p)
     if normalize:
@@ -97,6 +98,7 @@ def test_values_are_those_of_all_subsets_within_their_errors(p, normalize):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.slow
 def test_errors_are_the_spread_over_seeds(normalize):
     utility = tiny()  # all 64 sets are in its cache soon
     runs = [class_wise_shapley(utility, seed=s, normalize=normalize, until=800) for s in range(60)]
@@ -188,6 +190,7 @@ def test_the_scoring_does_not_matter():
     np.testing.assert_array_equal(values[0], values[2])
 
 
+@pytest.mark.slow
 def test_rows_judge_each_other_in_folds_without_test_rows():
     x, y = X[:24], Y[:24]
     values = class_wise_shapley(ModelUtility(NEAREST, (x, y), folds=4), until=104)

@@ -221,6 +221,7 @@ def test_how_many_sets_are_asked_for():
     assert least_core(few).provenance["constraints"] == 14
 
 
+@pytest.mark.slow
 def test_workers_and_seeds():
     function, n = GAMES["any"]
     one = least_core(FunctionUtility(function, n), subsets=20, seed=1)

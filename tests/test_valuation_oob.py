@@ -89,6 +89,7 @@ def test_hard_vote_tree_by_tree(names):
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("max_rows", [20, 500])
+@pytest.mark.slow
 def test_threads_groups_and_chunks_change_nothing(task, max_rows, monkeypatch):
     x, y = load_wine(return_X_y=True)
     y = y if task == "classification" else x.sum(axis=1)
@@ -133,6 +134,7 @@ def flipped(y, seed):
     ("load", "area"), [(load_digits, 0.997), (load_wine, 0.995), (load_iris, 0.99)]
 )
 @pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.slow
 def test_finds_flipped_labels(load, area, soft):
     x, y = load(return_X_y=True)
     areas, proposed = [], []

@@ -136,6 +136,7 @@ def test_ids_that_repeat_name_the_rows_with_their_numbers(
     assert len(set(names)) == len(names) == 60
 
 
+@pytest.mark.slow
 def test_a_sampled_run_says_whether_it_converged_and_lists_intervals(
     here: Path, no_page: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_sampled_run_says_whether_it_converged_and_lists_intervals(
     assert "95 % interval" in out
 
 
+@pytest.mark.slow
 def test_stable_ranks_end_a_run(here: Path, no_page: None, capsys: Any) -> None:
     options = ("--until-stable", "0.3", "--evaluations", "5000", "--json")
     assert run(*BANZHAF, *options) == 0
@@ -184,6 +186,7 @@ def test_every_method_finds_the_wrong_rows(
     assert set(WRONG) <= set(lowest[: 5 if method != "loo" else 12])
 
 
+@pytest.mark.slow
 def test_numbers_are_valued_too(here: Path, no_page: None, capsys: Any) -> None:
     frame = make()
     frame.loc[9, "price"] = 80.0
@@ -197,6 +200,7 @@ def test_numbers_are_valued_too(here: Path, no_page: None, capsys: Any) -> None:
         assert told["lowest"][0]["row"] == 9
 
 
+@pytest.mark.slow
 def test_other_models_and_scores(here: Path, no_page: None, capsys: Any) -> None:
     more = ("--model", "logistic", "--scoring", "brier", "--evaluations", "60", "--json")
     assert run(*BANZHAF, *more) == 0
@@ -258,6 +262,7 @@ def test_the_command_of_a_run_does_the_same_again() -> None:
 # ---- the page ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_escapes_all_and_says_what_is_not_known(here: Path) -> None:
     assert run(*BANZHAF, "--evaluations", "400", "--quiet", "--top", "60") == 0
     html = Path("b/report.html").read_text(encoding="utf-8")

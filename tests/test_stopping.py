@@ -317,7 +317,9 @@ def rare(rows) -> float:
     return float(np.arange(1.0, 8.0)[rows].sum()) - 200.0 * (set(rows.tolist()) == {0, 1, 3, 5})
 
 
-@pytest.mark.parametrize("until", [None, 1_000, StandardError(0.1), RankStability(0.9)])
+@pytest.mark.parametrize(
+    "until", [None, 1_000, np.int64(128), StandardError(0.1), RankStability(0.9)]
+)
 def test_few_rows_are_known_exactly(until):
     truth = shapley(FunctionUtility(rare, 7), sampler="exact").values
     for ask in (shapley, beta_shapley, banzhaf, delta):

@@ -288,9 +288,10 @@ def test_categories_come_back_as_labels(tmp_path):
 
 
 def test_names_that_no_file_holds_are_refused(tmp_path):
-    values = Values(np.zeros(1), names=pd.Index([object()]))
-    with pytest.raises(TypeError, match=r"got a object: give others first, values\.named"):
-        values.save(tmp_path / "values.npz")
+    for name, kind in ((object(), "object"), (pd.NaT, "NaTType"), (pd.Period("2024"), "Period")):
+        values = Values(np.zeros(2), names=flat([name, "b"]))
+        with pytest.raises(TypeError, match=rf"got a {kind}: give others first, values\.named"):
+            values.save(tmp_path / "values.npz")
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from upweight.valuation.drawing import Sampler
 from upweight.valuation.laws import Semivalue
 from upweight.valuation.readouts import FailedSubsets
@@ -92,7 +94,7 @@ def _all_are_few(n: int, until: Stopping | int | None) -> bool:
     """Whether all 2^n subsets are no more than is asked for anyway; never against a clock."""
     if 2**n > FEW_SUBSETS:
         return False
-    rule = Evaluations(int(until)) if isinstance(until, int) and until > 0 else until
+    rule = Evaluations(int(until)) if isinstance(until, int | np.integer) else until
     if isinstance(rule, Stopping):
         return not rule.clocked and rule.room(None) >= 2**n
     return rule is None

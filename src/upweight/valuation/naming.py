@@ -100,9 +100,9 @@ def _to(name: Any) -> Any:
         return {"tuple": [_to(part) for part in name]}
     if isinstance(name, pd.Timestamp):
         return {"timestamp": name.isoformat()}
-    if isinstance(name, datetime.datetime):
+    if isinstance(name, datetime.datetime) and name is not pd.NaT:
         return {"datetime": name.isoformat()}
-    if isinstance(name, datetime.date):
+    if isinstance(name, datetime.date) and name is not pd.NaT:
         return {"date": name.isoformat()}
     raise TypeError(
         "expected names of rows as numbers, text, dates, bytes or tuples of these, to write them "

@@ -96,7 +96,8 @@ def measure(
             if quick and library != OWN:
                 continue
             order = [dampings[0], DEFAULT, *dampings[1:]]
-            tried = ",".join([DEFAULT, *dampings] if library == OWN else order)
+            ours = [DEFAULT] if quick else [DEFAULT, *dampings]
+            tried = ",".join(ours if library == OWN else order)
             try:
                 file = run(runner, path, dampings=tried, **options)
             except subprocess.CalledProcessError as error:

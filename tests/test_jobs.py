@@ -118,8 +118,14 @@ def test_an_error_is_passed_on_and_the_next_call_works(n_jobs):
     assert len(list(unordered(pow, TASKS, n_jobs))) == len(TASKS)
 
 
+def fail_later(i, _):
+    if i == 3:
+        time.sleep(0.5)  # an error that comes before the first result is raised in its place
+    return fail(i, _)
+
+
 def test_an_error_in_what_is_left_does_not_disturb_an_early_end():
-    calls = unordered(fail, TASKS, 2)
+    calls = unordered(fail_later, TASKS, 2)
     next(calls)
     calls.close()
 

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.tree import ExtraTreeClassifier
 
 from upweight.valuation import (
     FunctionUtility,
@@ -24,6 +25,7 @@ from upweight.valuation import (
     knn_shapley,
     neighbours,
 )
+from upweight.valuation.forests import Growth, grow
 from upweight.valuation.quiet import quiet
 
 RNG = np.random.default_rng(0)
@@ -104,7 +106,7 @@ def test_rows_are_positions_or_a_mask():
         ([2, 1, 2], "got 2 twice"),
         ([[0, 1]], r"shape \(1, 2\)"),
         (2, r"shape \(\)"),
-        (["a"], "<U1"),
+        (["a"], "<U1.*names.get_indexer"),
     ):
         with pytest.raises(ValueError, match=told):
             u(wrong)
@@ -122,14 +124,48 @@ def test_groups_stay_apart():
     assert GroupedUtility(u, [1, 1.0, 0, 2]).n == 3  # one number
 
 
-class Meets(ClassifierMixin, BaseEstimator):
-    """Every fit waits for another one, so that two threads are in it at once."""
+def test_groups_by_several_labels():
+    u = FunctionUtility(lambda rows: float(len(rows)), 4)
+    pairs = [("web", 0), ("web", 1), ("book", 0), ("web", 0)]
+    assert GroupedUtility(u, pairs).names.tolist() == pairs[:3]
+    assert GroupedUtility(u, pairs)([0]) == 2
+    with pytest.raises(ValueError, match=r"got \('a', 1\) and \('a', True\)"):
+        GroupedUtility(u, [("a", 1), ("a", True), "b", "b"])
+    with pytest.raises(ValueError, match=r"can be hashed.*got list"):
+        GroupedUtility(u, [["web"], ["web"], ["book"], ["book"]])
 
-    barrier = threading.Barrier(2)
+
+class Turns:
+    """Threads that come in one by one, are in at once, and go in the order in which they came."""
+
+    def __init__(self, work) -> None:
+        self.came = threading.Semaphore(0)
+        self.may_go = [threading.Event() for _ in range(4)]
+        self.done = []
+        self.threads = [
+            threading.Thread(target=lambda: self.done.append(work()), name=str(i)) for i in range(4)
+        ]
+
+    def wait(self) -> None:
+        self.came.release()
+        assert self.may_go[int(threading.current_thread().name)].wait(10)
+
+    def run(self) -> None:
+        for thread in self.threads:
+            thread.start()
+            assert self.came.acquire(timeout=10)
+        for thread, event in zip(self.threads, self.may_go, strict=True):
+            event.set()
+            thread.join(10)
+        assert len(self.done) == len(self.threads)
+
+
+class Waits(ClassifierMixin, BaseEstimator):
+    turns: Turns
 
     def fit(self, x, y):
         self.classes_ = np.unique(y)
-        self.barrier.wait(10)
+        self.turns.wait()
         warnings.warn("no end", ConvergenceWarning, stacklevel=1)
         return self
 
@@ -137,32 +173,52 @@ class Meets(ClassifierMixin, BaseEstimator):
         return np.full(len(x), self.classes_[0])
 
 
-def masks(n: int) -> np.ndarray:
-    found = np.ones((n, 30), np.bool_)
-    found[np.arange(n), np.arange(n)] = False
-    return found
+class WaitingRefit:
+    n, output, fingerprint = 30, "loss", None
+
+    def __call__(self, rows, seed):
+        return [0.0]
+
+    def many(self, masks, seeds):
+        Waits.turns.wait()
+        warnings.warn("failed", RuntimeWarning, stacklevel=1)
+        return np.zeros((len(masks), 2))
 
 
-def test_filters_of_warnings_are_as_before_threads():
+def fit_models():
+    u = ModelUtility(Waits(), (X, Y), (X[:4], Y[:4]), "accuracy")
+    assert not u.evaluate(np.ones((1, 30), np.bool_)).errors
+
+
+def train():
+    assert not RefitUtility(WaitingRefit(), empty=0.0).evaluate(np.ones((1, 30), np.bool_)).errors
+
+
+def train_on_none():
+    RefitUtility(WaitingRefit())
+
+
+def grow_trees():
+    list(grow(Growth(1, 30, 2, None, 0), X.to_numpy(np.float32), Y.to_numpy(), 2, n_jobs=1))
+
+
+@pytest.mark.parametrize("work", [fit_models, train, train_on_none, grow_trees])
+def test_filters_of_warnings_are_as_before_threads(work, monkeypatch):
     """`warnings.catch_warnings` in threads that overlap leaves what another one had set."""
-    u = ModelUtility(Meets(), (X, Y), (X[:4], Y[:4]), "accuracy")
+    fit = ExtraTreeClassifier.fit
 
+    def waiting_fit(self, *args, **kwargs):
+        Waits.turns.wait()
+        warnings.warn("The number of unique classes is large", UserWarning, stacklevel=1)
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(ExtraTreeClassifier, "fit", waiting_fit)
+    Waits.turns = Turns(work)
     before = list(warnings.filters)
-    sets = masks(6)
-    threads = [threading.Thread(target=u.evaluate, args=(part,)) for part in (sets[:2], sets[2:4])]
-    later = threading.Thread(target=u.evaluate, args=(sets[4:],))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         inside = list(warnings.filters)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        later.start()
-        other = threading.Thread(target=u.evaluate, args=(sets[:2],))
-        other.start()
-        later.join()
-        other.join()
+        Waits.turns.run()
         assert list(warnings.filters) == inside
     assert list(warnings.filters) == before
     assert not caught

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from upweight.valuation.checks import Task
 from upweight.valuation.parallel import in_order
+from upweight.valuation.quiet import quiet
 
 __all__ = ["Growth", "Tree", "class_weights", "fitted_trees", "grow", "task_of_forest"]
 
@@ -94,11 +95,14 @@ def grow(
         calls: Iterator[Callable[[], Tree]] = (
             lambda number=number: one(number) for number in range(start, stop)
         )
-        with warnings.catch_warnings():
-            # A bootstrap sample of a small table may well have nearly as many classes as rows.
-            warnings.filterwarnings("ignore", message="The number of unique classes")
+        with quiet(_of_many_classes):
             group = list(in_order(calls, n_jobs))
         yield group
+
+
+def _of_many_classes() -> None:
+    # A bootstrap sample of a small table may well have nearly as many classes as rows.
+    warnings.filterwarnings("ignore", message="The number of unique classes")
 
 
 def fitted_trees(forest: Any, n: int) -> Iterator[list[Tree]]:

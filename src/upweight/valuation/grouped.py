@@ -33,8 +33,9 @@ class GroupedUtility(Utility):
         Of sets of rows.
     labels
         The group of each row, such as its label, source or cluster: a sequence in the order of the
-        rows, or a Series by the names of the rows. Rows without one (None, NaN) are the group
-        ``"(missing)"``, which then may not be a label.
+        rows, or a Series by the names of the rows. Tuples are labels too; numbers are one label if
+        they are equal, as 1 and 1.0. Rows without one (None, NaN) are the group ``"(missing)"``,
+        which then may not be a label.
 
     Attributes
     ----------
@@ -46,8 +47,8 @@ class GroupedUtility(Utility):
     Raises
     ------
     ValueError
-        If there are not as many labels as rows, a Series does not have every row's name once, or
-        labels that differ would be one group, such as 1 and True.
+        If there are not as many labels as rows, a Series does not have every row's name once,
+        labels cannot be hashed, or labels that differ would be one group, such as 1 and True.
 
     Notes
     -----
@@ -72,7 +73,7 @@ class GroupedUtility(Utility):
         _check_apart(values)
         codes, found = pd.factorize(values.where(values.notna(), MISSING))
         self.utility = utility
-        self.names = pd.Index(np.asarray(found).tolist(), name="group")
+        self.names = pd.Index(np.asarray(found).tolist(), name="group", tupleize_cols=False)
         self.n = len(self.names)
         self.prefer = utility.prefer
         self._groups = codes.astype(np.intp)
@@ -127,21 +128,32 @@ class _CacheOfRows:
 def _check_apart(labels: pd.Series) -> None:
     """A ValueError where equal labels are not the same."""
     known = labels[labels.notna()].tolist()
-    if len(known) < len(labels) and MISSING in known:
+    firsts: dict[Any, Any] = {}
+    for label in known:
+        try:
+            first = firsts.setdefault(label, label)
+        except TypeError:
+            raise ValueError(
+                f"expected labels that can be hashed, such as text; got {type(label).__name__}: "
+                "make text, or tuples, of them"
+            ) from None
+        if _truths(first) != _truths(label):
+            raise ValueError(
+                f"expected labels of one kind; got {first!r} and {label!r}, which count as equal: "
+                "make text of them"
+            )
+    if len(known) < len(labels) and MISSING in firsts:
         raise ValueError(
             f"expected no label {MISSING!r}, which rows without a label are called; got both: "
             "rename one of them"
         )
-    kinds = {(label, isinstance(label, bool | np.bool_)) for label in known}
-    both = {label for label, is_truth in kinds if is_truth} & {
-        label for label, is_truth in kinds if not is_truth
-    }
-    if both:
-        label = int(both.pop())
-        raise ValueError(
-            f"expected labels of one kind; got {label} and {bool(label)}, which count as equal: "
-            "make text of them"
-        )
+
+
+def _truths(label: Any) -> Any:
+    """Whether it is a truth value; in a tuple, which of its items are."""
+    if isinstance(label, tuple):
+        return tuple(map(_truths, cast(tuple[Any, ...], label)))
+    return isinstance(label, bool | np.bool_)
 
 
 def _by_position(utility: Utility, labels: Any) -> NDArray[Any]:

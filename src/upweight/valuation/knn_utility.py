@@ -76,8 +76,9 @@ class KnnUtility(Utility):
     Raises
     ------
     ValueError
-        If data or settings do not make sense, or the order of all neighbours would take more than
-        1 GB (4 m n bytes; where each row comes in it takes as much again).
+        If data or settings do not make sense, names of rows or columns do not fit, or the order of
+        all neighbours would take more than 1 GB (4 m n bytes; where each row comes in it takes as
+        much again).
 
     References
     ----------

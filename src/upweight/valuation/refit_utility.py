@@ -179,8 +179,7 @@ class RefitUtility(Utility):
 
     def _of_none(self) -> float:
         nothing, found = np.zeros((1, self.n), np.bool_), list[float]()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(_of_trainings_on_none):
             for seed in self._seeds:
                 run = self._train(nothing, np.array([seed]))[0]
                 if isinstance(run, str):
@@ -190,6 +189,10 @@ class RefitUtility(Utility):
                     )
                 found.append(run)
         return sum(found) / len(found)
+
+
+def _of_trainings_on_none() -> None:
+    warnings.simplefilter("ignore")
 
 
 def _of_trainings_that_failed() -> None:

@@ -69,8 +69,9 @@ class RidgeUtility(Utility):
     Raises
     ------
     ValueError
-        If shapes do not fit, a number is not finite, a label is missing or unknown, or a setting is
-        out of range.
+        If shapes, or names of rows or columns, do not fit, a number is not finite, a label is
+        missing or unknown, a setting is out of range, or ``"r2"`` is asked of test rows, or of a
+        fold, with one number only.
 
     Notes
     -----

@@ -214,14 +214,18 @@ def _mask(rows: ArrayLike, n: int) -> NDArray[np.bool_]:
     empty = given.shape == (0,)
     if given.ndim != 1 or not (empty or given.dtype.kind in "iu"):
         raise ValueError(
-            f"expected positions of rows, or a mask of shape ({n},); got {given.dtype} of shape "
-            f"{given.shape}"
+            f"expected whole numbers, positions of rows, or a mask of shape ({n},); got "
+            f"{given.dtype} of shape {given.shape}: for names, take "
+            "utility.names.get_indexer(names)"
         )
     at, times = np.unique(given, return_counts=True)
     if not empty and (at[0] < 0 or at[-1] >= n or times.max() > 1):
         twice = at[times > 1]
         what = f"{twice[0]} twice" if len(twice) else f"{at[0] if at[0] < 0 else at[-1]}"
-        raise ValueError(f"expected positions of rows from 0 to {n - 1}, each once; got {what}")
+        raise ValueError(
+            f"expected positions of rows from 0 to {n - 1}, each once; got {what}: a set has no "
+            "row twice, and none is counted from its end"
+        )
     mask = np.zeros(n, np.bool_)
     mask[at.astype(np.intp)] = True
     return mask

@@ -23,7 +23,8 @@ from torch.utils.data import (
 import upweight as uw
 from upweight.operator import Diagonal
 
-X, Y = torch.randn(12, 4), torch.randint(3, (12,))
+DRAW = torch.Generator().manual_seed(0)
+X, Y = torch.randn(12, 4, generator=DRAW), torch.randint(3, (12,), generator=DRAW)
 
 
 def network() -> nn.Module:
@@ -245,7 +246,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "loss that couples rows": (
         lambda: fit(loss=lambda o, t: F.cross_entropy(o - o.mean(0), t)),
         ValueError,
-        "expected a loss that is the mean or the sum of one loss per row",
+        # with some networks the first rows alone look like a mean
+        "expected a loss that is the mean (or the sum )?of one loss per row",
     ),
     "class weights averaged over the batch": (
         lambda: fit(loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 9.0]))),

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import inspect
 import io
 import os
 import pickle
@@ -27,6 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from upweight.valuation import FunctionUtility, banzhaf
 from upweight.valuation.cache import CacheWarning, UtilityCache
 from upweight.valuation.fingerprints import digest
 
@@ -349,6 +351,18 @@ def test_an_empty_file_is_a_new_one(tmp_path):
     path.touch()
     filled(path)
     np.testing.assert_array_equal(read(path), VALUES)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_warning_is_at_the_line_that_asked_for_values(tmp_path, n_jobs):
+    path = tmp_path / "cache"
+    path.write_text("no database")
+    cache = UtilityCache(path)
+    utility = FunctionUtility(len, 4, fingerprint="sizes", cache=cache, prefer="threads")
+    with pytest.warns(CacheWarning, match="a new one") as caught:
+        banzhaf(utility, until=8, n_jobs=n_jobs, progress=False)
+    line = inspect.currentframe().f_lineno - 1
+    assert [(told.filename, told.lineno) for told in caught] == [(__file__, line)]
 
 
 def database(path, *statements):

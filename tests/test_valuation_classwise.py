@@ -234,10 +234,18 @@ class Picky(ClassifierMixin, BaseEstimator):
 
 
 class Broken(Picky):
-    """Nothing."""
+    """Nothing, from fitting or from prediction on."""
+
+    def __init__(self, part="fit"):
+        self.part = part
 
     def fit(self, x, y):
-        raise ArithmeticError("no fit")
+        if self.part == "fit":
+            raise ArithmeticError("no fit")
+        return super().fit(x, y)
+
+    def predict(self, x):
+        raise ArithmeticError("no predict")
 
 
 def test_failed_sets_count_nowhere():
@@ -249,10 +257,16 @@ def test_failed_sets_count_nowhere():
     assert (values.failures["size"] == 4).all()
     assert np.isfinite(values.values).all()
     assert (values.counts < 50).all()
-    with pytest.raises(UtilityError, match="ArithmeticError: no fit"):
-        class_wise_shapley(ModelUtility(Broken(), TRAIN, TEST), until=400)
-    with pytest.raises(UtilityError, match="all 8 rows could not be computed: Arithm"):
-        class_wise_shapley(ModelUtility(Broken(), TRAIN, TEST), until=400, normalize=False)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("part", ["fit", "predict"])
+def test_a_model_of_all_rows_that_fails_is_an_error(part, normalize):
+    utility = ModelUtility(Broken(part), TRAIN, TEST)
+    told = rf"expected a model of all 6 rows; it ended with ArithmeticError: no {part}"
+    with pytest.raises(UtilityError, match=told) as caught:
+        class_wise_shapley(utility, until=400, normalize=normalize)
+    assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
 def test_a_class_without_test_rows_is_told():

@@ -268,6 +268,16 @@ def test_samples_of_other_values_are_used_again(tmp_path):
         again.more(utility, 400)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"subsets": 50}, {"sampler": "exact"}, {"sampler": BernoulliSubsets()}, {"seed": 1}],
+)
+def test_sets_that_are_there_are_not_drawn_by_other_options(options):
+    before = banzhaf(FunctionUtility(GAMES["any"][0], 6), until=64)
+    with pytest.raises(ValueError, match=r"got subsets, sampler or seed: give the utility"):
+        least_core(before, **options)
+
+
 def test_orders_and_closed_forms_have_no_sets():
     utility = FunctionUtility(GAMES["any"][0], 6)
     with pytest.raises(ValueError, match=r"samples are sets.*these have orders of rows"):

@@ -100,6 +100,7 @@ def test_by_default_rows_judge_each_other_and_the_wrong_ones_come_first(
     assert out.startswith("t.csv: 60 rows, 2 feature columns, target kind (classification: ")
     assert "KNN-Shapley, K = 5: rows judge each other; exact" in out
     assert "exact" in out
+    assert "that other rows have too" not in out
     folder = here / "runs" / "t-knn-shapley"
     assert f"report: {folder.relative_to(here) / 'report.html'}" in out
     assert {path.name for path in folder.iterdir()} == FILES
@@ -130,10 +131,49 @@ def test_ids_that_repeat_name_the_rows_with_their_numbers(
     frame.loc[[3, 7], "key"] = "twin"
     frame.to_csv("t.csv", index=False)
     assert run(*KIND) == 0
+    told = "2 rows have a name that other rows have too, such as “twin”: behind it is the number"
+    assert told in " ".join(capsys.readouterr().out.split())
     names = pd.read_parquet(here / "runs" / "t-knn-shapley" / "values.parquet")["name"].tolist()
     assert names[2:4] == [frame["key"][2], "twin (row 3)"]
     assert names[7] == "twin (row 7)"
     assert len(set(names)) == len(names) == 60
+
+
+def test_ids_keep_their_names_where_a_number_behind_another_is_taken(
+    here: Path, no_page: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = make()
+    frame.loc[[3, 7, 9], "key"] = ["twin", "twin", "twin (row 3)"]
+    frame.to_csv("t.csv", index=False)
+    assert run(*KIND) == 0
+    names = pd.read_parquet(here / "runs" / "t-knn-shapley" / "values.parquet")["name"].tolist()
+    given = frame["key"].tolist()
+    given[3], given[7] = "twin (row 3) (row 3)", "twin (row 7)"
+    assert names == given
+
+
+def test_ids_that_repeat_are_told_on_the_page(here: Path) -> None:
+    page = here / "runs" / "t-knn-shapley" / "report.html"
+    frame = make()
+    frame.loc[[3, 7], "key"] = EVIL
+    frame.to_csv("t.csv", index=False)
+    assert run(*KIND, "--quiet") == 0
+    told = text_of(page.read_text())
+    assert "2 rows have a name that other rows have too, such as “&lt;/script" in told
+    assert EVIL not in page.read_text()
+
+
+def test_no_interval_is_told_where_there_is_none(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*KIND, "--method", "tmc", "--evaluations", "59", "--out", "few", "--top", "3") == 0
+    out = capsys.readouterr().out
+    assert np.isnan(Values.load(here / "few" / "values.npz").errors).all()
+    page = text_of((here / "few" / "report.html").read_text())
+    for told in (" ".join(out.split()), page):
+        assert "Too few samples to say how far off the values are" in told
+        assert "95 % interval" not in told
+        assert "intervals overlap" not in told
 
 
 @pytest.mark.slow

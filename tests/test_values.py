@@ -115,6 +115,19 @@ def save_newer(path):
     np.savez(path, meta=np.frombuffer(json.dumps({"format": 99}).encode(), np.uint8))
 
 
+def save_without_names(path):
+    np.savez(path, meta=np.frombuffer(json.dumps({"format": 2}).encode(), np.uint8))
+
+
+def save_other_samples(path):
+    KINDS["leave-one-out"]().save(path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays["meta"].tobytes()) | {"samples": "OrderSamples"}
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(path, **arrays)
+
+
 def save_cut(path):
     KINDS["orders"]().save(path)
     path.write_bytes(path.read_bytes()[:700])
@@ -122,7 +135,10 @@ def save_cut(path):
 
 @pytest.mark.parametrize(
     "write",
-    [save_text, save_arrays, save_pickled, save_other_meta, save_list_meta, save_newer, save_cut],
+    [
+        *(save_text, save_arrays, save_pickled, save_other_meta, save_list_meta, save_newer),
+        *(save_without_names, save_other_samples, save_cut),
+    ],
 )
 def test_other_files_are_refused(write, tmp_path):
     path = tmp_path / "values.npz"
@@ -189,6 +205,21 @@ def test_names():
     assert values.names.name == other.names.name == "row"
 
 
+def test_lists_of_errors_and_counts_are_arrays():
+    values = Values([1, 2], errors=[1, 2], counts=[3, 4])
+    assert (values.errors.dtype, values.counts.dtype) == (np.float64, np.int64)
+    assert values.interval()[1] == pytest.approx([2 - 2 * 1.959964, 2 + 2 * 1.959964], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"errors": ["a", "b"]}, {"errors": 0.1}, {"counts": [1.5, 2.0]}, {"counts": np.ones((2, 0))}],
+)
+def test_errors_are_numbers_and_counts_whole_ones(wrong):
+    with pytest.raises(ValueError, match=r"errors and counts of shape \(2,\)"):
+        Values(np.ones(2), **wrong)
+
+
 def test_shapes_must_fit():
     with pytest.raises(ValueError, match=r"errors and counts of shape \(3,\)"):
         Values(np.ones(3), np.ones(2))
@@ -228,6 +259,7 @@ def test_values_without_anything():
     assert nothing.top().empty
     assert "2 rows" in repr(nothing)
     assert nothing._repr_html_()
+    assert "0 rows" in repr(Values(np.empty(0)))
 
 
 def test_variances_are_those_of_the_values():
@@ -333,6 +365,24 @@ def test_provenance_is_plain(make, tmp_path):
     assert json.loads(json.dumps(values.provenance)) == values.provenance
 
 
+def test_what_numpy_has_of_plain_things_is_saved(tmp_path):
+    failures = pd.DataFrame(
+        {"size": [np.int64(2)], "rows": [np.array([0, 1])], "error": ["no fit"]}
+    )
+    values = Values(
+        np.zeros(2),
+        provenance={"levels": np.arange(2), 3: (np.float32(0.5), {4: np.True_})},
+        converged=np.True_,
+        failures=failures,
+    )
+    assert values.provenance == {"levels": [0, 1], "3": [0.5, {"4": True}]}
+    assert values.converged is True
+    again = Values.load(values.save(tmp_path / "values.npz"))
+    assert again.provenance == values.provenance
+    assert again.converged is True
+    assert again.failures.to_dict("list") == {"size": [2], "rows": [[0, 1]], "error": ["no fit"]}
+
+
 def test_provenance_that_cannot_be_plain():
     with pytest.raises(TypeError, match=r"provenance\['model'\]\[1\] as numbers.*got a object"):
         Values(np.zeros(1), provenance={"model": ["a", object()]})
@@ -348,7 +398,7 @@ def test_whole_numbers_are_values():
     assert Values(np.array([1, 2])).values.dtype == np.float64
 
 
-@pytest.mark.parametrize("k", [0, 1.5, "3", None])
+@pytest.mark.parametrize("k", [0, 1.5, "3", None, True, np.True_])
 def test_how_many_is_a_whole_number(k):
     with pytest.raises(ValueError, match="expected k"):
         Values(np.arange(3.0)).top(k)

@@ -213,7 +213,15 @@ def _plan(found: ValuePlan, *, as_json: bool) -> str:
 def _told(outcome: Outcome) -> str:
     from upweight.report.terminal import cut, printable, table, wrapped
     from upweight.report.value_run import frame_of
-    from upweight.report.value_text import head, longer, number, range_text, sureness
+    from upweight.report.value_text import (
+        has_intervals,
+        head,
+        longer,
+        named_alike,
+        number,
+        range_text,
+        sureness,
+    )
     from upweight.valuation.values import MEANING
 
     found, values = outcome.ready, outcome.values
@@ -231,13 +239,13 @@ def _told(outcome: Outcome) -> str:
         ],
         "value": [number(line["value"], signed) for line in lines],
     }
-    if values.errors.any():
+    if has_intervals(values):
         columns["95 % interval"] = [range_text(line["low"], line["high"], signed) for line in lines]
     columns[f"given {printable(found.settings.target)}"] = [line["given"] for line in lines]
     parts = [
         f"{printable(head(found))}\n{printable(found.described)}",
         f"the {len(low):,} lowest rows:\n{table(columns, right=['value'])}",
-        "\n".join(wrapped(told) for told in sureness(found, values)),
+        "\n".join(wrapped(told) for told in (*sureness(found, values), *named_alike(found))),
         wrapped(values.meaning),
         f"report: {outcome.folder / 'report.html'}",
     ]

@@ -33,9 +33,11 @@ from upweight.report.value_run import Outcome, frame_of
 from upweight.report.value_settings import SAMPLED, command
 from upweight.report.value_text import (
     converged,
+    has_intervals,
     head,
     longer,
     meaning,
+    named_alike,
     number,
     range_text,
     sureness,
@@ -84,6 +86,7 @@ def build(outcome: Outcome) -> str:
                             "Look at these first. A low value is a reason to look, no proof: wrong "
                             "rows are among them, and so are right ones that are unlike all others."
                         ),
+                        *(Paragraph(told, "note") for told in named_alike(found)),
                         _listing(outcome, low, "The rows with the lowest values, lowest first."),
                     ],
                     "lowest",
@@ -166,7 +169,7 @@ def _listing(outcome: Outcome, rows: Any, caption: str) -> Table:
     if named:
         columns.append(("name", [name_text(name) for name in rows["name"]]))
     columns.append(("value", list(rows["value"])))
-    if values.errors.any():
+    if has_intervals(values):
         pairs = zip(rows["low"], rows["high"], strict=True)
         columns.append(("95 % interval", [range_text(*pair, signed=signed) for pair in pairs]))
     columns.append((f"given {target}", [cell_text(cell) for cell in rows["given"]]))
@@ -251,7 +254,7 @@ def _figures(outcome: Outcome) -> list[Figure]:
     found, values = outcome.ready, outcome.values
     known = values.values[~np.isnan(values.values)]
     few = min(DRAWN, len(known))
-    interval = " with their 95 % intervals" if values.errors.any() else ""
+    interval = " with their 95 % intervals" if has_intervals(values) else ""
     figures = [
         Figure(
             draw(plot_values, values, few, height=1.2 + 0.24 * few),

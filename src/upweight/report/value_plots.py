@@ -72,7 +72,8 @@ def plot_values(values: Values, k: int = 20, ax: Axes | None = None, *, highest:
     Notes
     -----
     A mark that points down lies below 0 with its whole interval, one that points up above 0; a
-    circle may be on either side. Where 0 is no boundary, as of Data-OOB, all are circles.
+    circle may be on either side, or its error is not known. Where 0 is no boundary, as of Data-OOB,
+    all are circles.
 
     Examples
     --------

@@ -74,6 +74,8 @@ class Ready:
         The same of the test rows, or None.
     p, scoring
         As settled by the table.
+    shared
+        Names that several rows had, of each of these rows: `names` has others for them.
     """
 
     settings: ValueSettings
@@ -90,6 +92,7 @@ class Ready:
     y_test: NDArray[Any] | None
     p: float | None
     scoring: str | None
+    shared: list[str]
 
     @property
     def given(self) -> pd.Series:
@@ -147,8 +150,8 @@ def ready(source: Any, settings: ValueSettings) -> Ready:
     features = prepare(frame, columns, seed=settings.seed)
     n = len(table)
     rows = np.flatnonzero(target.judged)
-    names = row_names(table.frame, columns).iloc[rows].tolist()
-    names = _one_each(names, rows)
+    given = row_names(table.frame, columns).iloc[rows].tolist()
+    names = _one_each(given, rows)
     x_test = y_test = None
     if test is not None:
         there = n + np.flatnonzero(~np.isnan(y[n:]) if target.classes is None else y[n:] >= 0)
@@ -159,6 +162,7 @@ def ready(source: Any, settings: ValueSettings) -> Ready:
         features.x[rows], y[rows], x_test, y_test,
         (settings.p or default_p(len(rows), classes)) if settings.method == "banzhaf" else None,
         _scoring(settings, target.task),
+        [name for name, own in zip(given, names, strict=True) if name != own],
     )  # fmt: skip
     _check(found)
     return found
@@ -167,11 +171,14 @@ def ready(source: Any, settings: ValueSettings) -> Ready:
 def _one_each(names: list[str], rows: NDArray[np.intp]) -> list[str]:
     """Names, with the number of the row behind those that occur more than once."""
     times = Counter(names)
-    found = [
-        name if times[name] == 1 else f"{name} (row {row})"
-        for name, row in zip(names, rows.tolist(), strict=True)
-    ]
-    return found if len(set(found)) == len(found) else [f"row {row}" for row in rows.tolist()]
+    found: list[str] = []
+    for name, row in zip(names, rows.tolist(), strict=True):
+        own = name
+        if times[name] > 1:
+            while own in times:  # again where another row is called that
+                own = f"{own} (row {row})"
+        found.append(own)
+    return found
 
 
 def _read_test(settings: ValueSettings, columns: Sequence[Column]) -> Table | None:

@@ -16,9 +16,11 @@ from upweight.valuation.values import MEANING
 __all__ = [
     "converged",
     "failed",
+    "has_intervals",
     "head",
     "longer",
     "meaning",
+    "named_alike",
     "number",
     "range_text",
     "sureness",
@@ -104,7 +106,7 @@ def sureness(found: Ready, values: Values) -> list[str]:
         }[method]
     else:
         told = converged(found, values)
-    return [told, *failed(values), *_missing(values)]
+    return [told, *failed(values), *_missing(values), *_errors_missing(values)]
 
 
 def converged(found: Ready, values: Values) -> str:
@@ -128,9 +130,10 @@ def converged(found: Ready, values: Values) -> str:
         if few
         else f"another run of the same size would rank the rows with {stable}"
     )
+    alike = "Take rows whose intervals overlap as alike. " if has_intervals(values) else ""
     return (
         f"Not converged: the run ended after {spent}, {now}; the lower end was to be {asked:g} or "
-        "more. Take rows whose intervals overlap as alike. A longer run goes on from what is there."
+        f"more. {alike}A longer run goes on from what is there."
     )
 
 
@@ -162,12 +165,36 @@ def _missing(values: Values) -> list[str]:
     return [f"{counted(missing, 'row')} have no value: no sample tells of them."] if missing else []
 
 
+def has_intervals(values: Values) -> bool:
+    """Whether a value has an interval: it is neither exact, nor of unknown error."""
+    return bool((values.errors > 0).any())
+
+
+def _errors_missing(values: Values) -> list[str]:
+    known = ~np.isnan(values.values)
+    missing = int(np.isnan(values.errors[known]).sum())
+    if not missing:
+        return []
+    which = "the values are" if missing == known.sum() else f"{missing:,} of the values are"
+    return [f"Too few samples to say how far off {which}: take more evaluations."]
+
+
+def named_alike(found: Ready) -> list[str]:
+    """That rows share their names, and what they are called then."""
+    if not found.shared:
+        return []
+    return [
+        f"{counted(len(found.shared), 'row')} have a name that other rows have too, such as "
+        f"“{name_text(found.shared[0])}”: behind it is the number of the row."
+    ]
+
+
 def unsure(values: Values) -> str:
     """How many rows may be of either sign; nothing where 0 is no boundary, or values are exact."""
     if values.meaning != MEANING or not values.errors.any():
         return ""
-    low, high = values.interval().T
-    either = float(((low <= 0) & (high >= 0)).mean())
+    low, high = values.interval()[~np.isnan(values.values)].T
+    either = 1 - float(((low > 0) | (high < 0)).mean()) if len(low) else 0.0
     return f"the sign of {share(either)} of the values is not known" if either else ""
 
 
@@ -181,5 +208,7 @@ def number(value: Any, signed: bool = True) -> str:
 
 
 def range_text(low: Any, high: Any, signed: bool = True) -> str:
-    """An interval."""
+    """An interval, or that there is none."""
+    if np.isnan(low) and np.isnan(high):
+        return number(low)
     return f"{number(low, signed)} to {number(high, signed)}"

@@ -62,10 +62,16 @@ class UtilityCache:
     max_entries
         That memory holds; the oldest are dropped. About 150 bytes each.
 
+    Raises
+    ------
+    ValueError
+        If the path is a folder, or `max_entries` no whole number of at least 1.
+
     Warns
     -----
     CacheWarning
-        If the file is renamed, or cannot be written or read: then memory alone is used.
+        If the file is renamed; or cannot be written or read: then what is new is kept in memory
+        alone, and a file that can still be read is.
 
     Notes
     -----

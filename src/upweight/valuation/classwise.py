@@ -119,7 +119,8 @@ def class_wise_shapley(
     rule, seed = ending(rule_from(until, utility.n), utility.n), count(seed, "seed", 0)
     if not 0 < out_of_class <= 1:
         raise ValueError(f"expected out_of_class above 0 and at most 1; got {out_of_class}")
-    wanted = game.accuracies() if normalize else None
+    accuracies = game.accuracies()
+    wanted = accuracies if normalize else None
     began = time.monotonic()
     cost, terms = utility.n + game.classes, np.empty((0, utility.n))
     room = rule.room(None)
@@ -206,14 +207,14 @@ class _InClass(Utility):
             return each(masks, self._worth)
 
     def accuracies(self) -> Floats:
-        """(C,) a_c of the model of all rows."""
+        """(C,) a_c of the model of all rows; a UtilityError, caused by its own, if it fails."""
         with without_warnings_of_small_sets():
             try:
                 right = self.inner.right(np.arange(self.rows))
             except Exception as error:
                 raise UtilityError(
-                    "expected a model of all rows, by whose accuracy values are scaled; its fit "
-                    f"failed with {type(error).__name__}: {error}"
+                    f"expected a model of all {self.rows} rows; it ended with "
+                    f"{type(error).__name__}: {error}"
                 ) from error
         codes = self.test[right]
         return np.bincount(codes, minlength=self.classes) / len(right)

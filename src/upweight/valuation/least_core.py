@@ -77,8 +77,11 @@ def least_core(
 
     Raises
     ------
+    TypeError
+        If there is neither a utility nor values.
     ValueError
-        If options do not fit together, before long work; if the sets set no bound to e, because
+        If options do not fit together, or draw sets where values have theirs, before long work; if
+        values have no samples, or others than sets; if the sets set no bound to e, because
         payoffs can be shifted between rows that too few sets tell apart; or if too many failed.
     UtilityError
         As in `shapley`.
@@ -121,6 +124,11 @@ def least_core(
             f"{type(utility).__name__}"
         )
     if isinstance(utility, Values):
+        if subsets is not None or sampler != "subsets" or seed:
+            raise ValueError(
+                "expected only how payoffs are chosen, beside earlier values, whose samples are "
+                "there; got subsets, sampler or seed: give the utility to draw others"
+            )
         samples, told, failures = _sets_of(utility), _told_before(utility), utility.failures
     else:
         samples, told, failures = _drawn(

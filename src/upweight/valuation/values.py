@@ -96,19 +96,23 @@ class Values:
         n = len(given)
         fill(self, "values", given.astype(np.float64, copy=False))
         fill(self, "names", row_names(self.names, n))
-        told = {key: plain(value, f"provenance[{key!r}]") for key, value in self.provenance.items()}
-        fill(self, "provenance", told)
-        if not len(self.errors):
-            fill(self, "errors", np.zeros(n))
-        if not len(self.counts):
-            fill(self, "counts", np.ones(n, np.int64))
+        fill(self, "provenance", plain(dict(self.provenance), "provenance"))
+        fill(self, "converged", plain(self.converged, "converged"))
+        errors, counts = np.asarray(self.errors), np.asarray(self.counts)
+        if errors.shape == (0,):
+            errors = np.zeros(n)
+        if counts.shape == (0,):
+            counts = np.ones(n, np.int64)
+        fits = errors.shape == counts.shape == (n,)
+        if not fits or errors.dtype.kind not in "fiu" or counts.dtype.kind not in "iu":
+            raise ValueError(
+                f"expected errors and counts of shape ({n},), numbers and whole numbers; got "
+                f"{errors.dtype} of shape {errors.shape}, and {counts.dtype} of {counts.shape}"
+            )
+        fill(self, "errors", errors.astype(np.float64, copy=False))
+        fill(self, "counts", counts.astype(np.int64, copy=False))
         if self.failures is None:
             fill(self, "failures", pd.DataFrame(columns=pd.Index(["size", "rows", "error"])))
-        if self.errors.shape != (n,) or self.counts.shape != (n,):
-            raise ValueError(
-                f"expected errors and counts of shape ({n},); got {self.errors.shape} and "
-                f"{self.counts.shape}"
-            )
 
     @property
     def n(self) -> int:
@@ -144,10 +148,17 @@ class Values:
     def top(self, k: int = 10, *, harmful: bool = False) -> pd.DataFrame:
         """The k highest values, or with ``harmful=True`` the k lowest, as row, value, rank.
 
-        With standard errors, where there are any.
+        With standard errors, where values are not all exact.
+
+        Raises
+        ------
+        ValueError
+            If k is no whole number of at least 1.
         """
         import pandas as pd
 
+        if isinstance(k, bool):
+            raise ValueError(f"expected k as a whole number; got {k}")
         k = count(k, "k", 1)
         known = np.flatnonzero(~np.isnan(self.values))
         key = self.values[known] if harmful else -self.values[known]
@@ -211,7 +222,7 @@ class Values:
         Raises
         ------
         TypeError
-            If names are of another kind.
+            If names are of another kind; nothing is written then.
         """
         meta = {
             "format": FORMAT,
@@ -219,7 +230,7 @@ class Values:
             "converged": self.converged,
             "stopped": self.stopped,
             "meaning": self.meaning,
-            "failures": self.failures.to_dict("list"),
+            "failures": plain(self.failures.to_dict("list"), "failures"),
             "names": index_to(self.names),
             "samples": None if self.samples is None else type(self.samples).__name__,
         }
@@ -237,22 +248,27 @@ class Values:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Values:
         """Read what `save` wrote; a ValueError for any other file."""
-        import pandas as pd
-
         try:
             # numpy leaves a file open that ends too early
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(arrays.pop("meta").tobytes())
             form = meta["format"]
+            if form in READS:
+                return cls._read(meta, arrays)
         except FileNotFoundError:
             raise
         except Exception as error:
             raise ValueError(
-                f"expected values as `Values.save` writes them at {path}; {error}"
-            ) from None
-        if form not in READS:
-            raise ValueError(f"{path} has values of format {form}; this version reads {READS}")
+                f"expected values as `Values.save` writes them at {path}; "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        raise ValueError(f"{path} has values of format {form}; this version reads {READS}")
+
+    @classmethod
+    def _read(cls, meta: dict[str, Any], arrays: dict[str, Any]) -> Values:
+        import pandas as pd
+
         samples = {
             name.removeprefix("samples_"): array
             for name, array in arrays.items()
@@ -284,7 +300,7 @@ class Values:
     def __repr__(self) -> str:
         lines = [f"<Values of {self.n} rows{self._told()}>", self.meaning]
         for name, harmful in (("lowest", True), ("highest", False)):
-            shown = self.top(min(3, self.n), harmful=harmful)
+            shown = self.top(3, harmful=harmful)
             lines.append(f"{name + ':':<9}" + ", ".join(_few(shown)))
         return "\n".join(lines)
 
